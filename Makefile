@@ -1,0 +1,94 @@
+# Every verb of varlit as one word. Each target prints the command that it runs: the Makefile
+# teaches the command line. `make` lists the targets; settings: GPUS CONF NAME DATA ARGS.
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+GPUS        ?= auto
+CONF        ?=
+NAME        ?=
+DATA        ?=
+ARGS        ?=
+SEED        ?= 0
+
+VARLIT = $(VENV)/bin/varlit
+READY  = $(VENV)/.ready
+
+# Names of recipes and runs where CONF and NAME are not given: runs/tokenizer-digits, runs/var-d16.
+TOKENIZER_CONF = $(or $(CONF),imagenet256)
+VAR_CONF       = $(or $(CONF),d16)
+TOKENIZER_NAME = $(or $(NAME),tokenizer-$(basename $(notdir $(TOKENIZER_CONF))))
+VAR_NAME       = $(or $(NAME),var-$(basename $(notdir $(VAR_CONF))))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-gpu check train-tokenizer cache-tokens train-var sample \
+        eval-fid eval-rfid board doctor bench bench-gpu clean
+
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo '  GPUS=8 or 0 (CPU), default all    CONF=recipe    NAME=run    DATA=folder'
+	@echo '  ARGS="--trainer.max_epochs 2" goes to the command as it stands'
+
+setup: $(READY) ## Create .venv and install varlit (skipped when up to date)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "varlit: no $(PYTHON) here; install Python 3.11 or newer, or: make setup PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "varlit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); try: make setup PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[dev]' -c $(CONSTRAINTS)
+	$(VARLIT) doctor --pair
+	@touch $@
+
+demo: $(READY) ## Both stages on real digits: minutes on a laptop, ends with runs/demo/demo.png
+	$(VARLIT) quickstart --out runs/demo --seed $(SEED) $(ARGS)
+
+test: $(READY) ## Every test that needs no GPU
+	$(VENV)/bin/python -m pytest -q -m "not gpu" $(ARGS)
+
+test-gpu: $(READY) ## The tests that need a GPU
+	$(VENV)/bin/python -m pytest -q -m gpu $(ARGS)
+
+check: $(READY) ## ruff, mypy and the fast tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+
+train-tokenizer: $(READY) ## Stage 1            CONF=imagenet256|folder|digits DATA=photos/ GPUS=8
+	$(VARLIT) tokenizer fit -c $(TOKENIZER_CONF) --name $(TOKENIZER_NAME) --gpus $(GPUS) $(if $(DATA),--data.root $(DATA) )$(ARGS)
+
+cache-tokens: $(READY) ## Images to tokens   CONF=... or NAME=tokenizer's run
+	$(VARLIT) tokenizer predict --name $(TOKENIZER_NAME) --gpus $(GPUS) $(ARGS)
+
+train-var: $(READY) ## Stage 2            CONF=d16|d20|d24|d30|digits DATA=token cache GPUS=8
+	$(VARLIT) var fit -c $(VAR_CONF) --name $(VAR_NAME) --gpus $(GPUS) $(if $(DATA),--data.tokens $(DATA) )$(ARGS)
+
+sample: $(READY) ## Draw images         CONF=... or NAME=VAR's run ARGS="--cfg_scale 4"
+	$(VARLIT) sample $(VAR_NAME) $(ARGS)
+
+eval-fid: $(READY) ## FID of a VAR        CONF=... or NAME=run
+	$(VARLIT) var test --name $(VAR_NAME) --gpus $(GPUS) $(ARGS)
+
+eval-rfid: $(READY) ## rFID of a tokenizer CONF=... or NAME=run
+	$(VARLIT) tokenizer test --name $(TOKENIZER_NAME) --gpus $(GPUS) $(ARGS)
+
+board: $(READY) ## TensorBoard on runs/, every picture kept
+	$(VENV)/bin/tensorboard --logdir runs --samples_per_plugin images=200 $(ARGS)
+
+doctor: $(READY) ## Check machine, packages, data and weights
+	$(VARLIT) doctor $(if $(DATA),--data $(DATA) )$(ARGS)
+
+bench: $(READY) ## Benchmarks on the CPU
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "varlit: there are no benchmarks in this version yet"; exit 2; }
+	set -e; for file in benchmarks/*.py; do $(VENV)/bin/python $$file --device cpu $(ARGS); done
+
+bench-gpu: $(READY) ## Benchmarks on the GPU
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "varlit: there are no benchmarks in this version yet"; exit 2; }
+	set -e; for file in benchmarks/*.py; do $(VENV)/bin/python $$file --device cuda $(ARGS); done
+
+clean: ## Remove caches and builds (never runs/, data/ or .venv)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

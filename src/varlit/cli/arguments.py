@@ -1,0 +1,56 @@
+"""The small parser of verbs that are plain functions: short errors, the nearest known flag."""
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import NoReturn
+
+from varlit.errors import UserError
+
+
+class VerbParser(argparse.ArgumentParser):
+    """argparse that raises `UserError` in place of its usage dump."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        """Make the parser of `varlit <verb>`."""
+        super().__init__(
+            prog=f"varlit {verb}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message, with the flag that may have been meant."""
+        unknown = message.rpartition("unrecognized arguments: ")[2].split("=")[0].split(" ")[0]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown, flags, 1) if "unrecognized" in message else []
+        hint = f"did you mean `{near[0]}`?" if near else f"see {self.prog} --help"
+        raise UserError(f"{message}; {hint}")
+
+
+def check_writable(path: Path) -> Path:
+    """Refuse an output file that cannot be written before any work is done.
+
+    Raises:
+        UserError: If it is a folder, or not a PNG.
+    """
+    if path.is_dir() or path.suffix.lower() != ".png":
+        raise UserError(f"--out wants the name of a .png file; got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def pick_device(name: str) -> str:
+    """Resolve `auto` to the GPU where there is one.
+
+    Raises:
+        UserError: If a GPU is asked for where there is none.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no GPU was found here; take --device cpu")
+    return name

@@ -1,0 +1,132 @@
+"""The command `varlit`: a card, the dispatch to verbs, and the last word on errors.
+
+Nothing heavy is imported here: the card must be there in a tenth of a second. A verb is a module
+with `main(argv: list[str]) -> int`, imported when it is asked for.
+"""
+
+import difflib
+import errno
+import importlib
+import os
+import sys
+
+from varlit import __version__
+from varlit.errors import UserError
+
+VERBS = {
+    "tokenizer": "varlit.cli.tokenizer",
+    "var": "varlit.cli.var",
+    "sample": "varlit.cli.sample",
+    "reconstruct": "varlit.cli.reconstruct",
+    "quickstart": "varlit.cli.quickstart",
+    "info": "varlit.cli.info",
+    "doctor": "varlit.cli.doctor",
+}
+
+CARD = f"""\
+varlit {__version__} - visual autoregressive modeling (VAR): next-scale prediction, end to end
+
+Stages
+  varlit tokenizer fit        train the multi-scale tokenizer on images
+  varlit tokenizer test       PSNR, SSIM, rFID and code usage: a table and metrics.json
+  varlit tokenizer predict    encode the images to token pyramids, once for all
+  varlit var fit              train the transformer on the token pyramids
+  varlit var test             FID and inception score of drawn images
+
+Verbs
+  varlit quickstart           both stages on real digits, minutes on a laptop: a picture, a report
+  varlit sample RUN           draw images by class
+  varlit reconstruct RUN IMG  an image beside its reconstruction, growing over the scales
+  varlit info RECIPE          parameters, FLOPs, memory, steps; no GPU needed
+  varlit doctor               versions, GPUs, disk, data: ok / warn / how to mend
+
+Examples
+  varlit quickstart --out runs/demo --seed 0
+  varlit tokenizer fit -c folder --data.root photos/ --name photos
+  varlit var fit -c d16 --name d16 --model.var.depth 20 --gpus 8
+
+`-c` takes a file or the name of a recipe in conf/. Run a fit again to resume it.
+More: varlit VERB --help; add --dry_run to any fit to see what it would do.
+"""
+
+# What can go wrong with a disk; every other OSError is a fault of ours and keeps its traceback.
+DISK_ERRORS = {
+    errno.ENOSPC: "no space left; free some, or write elsewhere with --root",
+    errno.EDQUOT: "the disk quota is used up; free some, or write elsewhere with --root",
+    errno.EACCES: "permission denied; mend the rights, or write elsewhere with --root",
+    errno.EPERM: "not permitted; mend the rights, or write elsewhere with --root",
+    errno.EROFS: "read-only file system; write elsewhere with --root",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: What follows `varlit`; taken from the command line when None.
+
+    Returns:
+        The exit code: 0 done, 1 something is broken, 2 a mistake that the user can mend, 130
+        interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        if len(argv) > 1:
+            return main([argv[1], "--help"])
+        print(CARD, end="")
+        return 0
+    if argv[0] in {"-V", "--version", "version"}:
+        print(f"varlit {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        near = difflib.get_close_matches(argv[0], VERBS, 1)
+        hint = f"did you mean `varlit {near[0]}`?" if near else f"known: {', '.join(VERBS)}"
+        return _complain(f"there is no verb `{argv[0]}`; {hint}")
+    try:
+        return _run(argv[0], argv[1:])
+    except UserError as error:
+        if _wants_traceback():
+            raise
+        return _complain(str(error))
+    except BrokenPipeError:
+        # `varlit info d16 | head`: the reader has seen enough; spare Python's own complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or _wants_traceback():
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{DISK_ERRORS[error.errno]}")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or _wants_traceback():
+            raise
+        return _complain("torch and torchvision do not fit each other; see: varlit doctor --pair")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    """Import a verb's module and hand it the rest of the line; a parser's exit is an exit code."""
+    try:
+        return int(importlib.import_module(VERBS[verb]).main(argv) or 0)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            return _complain(stop.code)
+        return int(stop.code or 0)
+
+
+def _complain(message: str) -> int:
+    # A worker of a multi-process run says which one it is: rank 0 may not have the same trouble.
+    rank = os.environ.get("LOCAL_RANK", "0")
+    who = "varlit" if rank == "0" else f"varlit [process {rank}]"
+    sys.stdout.flush()
+    print(f"{who}: {message}", file=sys.stderr)
+    return 2
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("VARLIT_TRACEBACK", "") not in {"", "0"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""`varlit sample RUN`: draw images by class, and how they grow over the scales."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from varlit.cli.arguments import VerbParser, check_writable, pick_device
+from varlit.errors import UserError
+
+MAX_CLASSES_BY_DEFAULT = 10
+BATCH_SIZE = 64
+
+
+def build_parser() -> VerbParser:
+    """The flags of `varlit sample`."""
+    parser = VerbParser("sample", "Draw images of chosen classes with a trained VAR.")
+    add = parser.add_argument
+    add("run", help="name of a VAR run, or its folder")
+    add("--classes", default="", help="numbers or names, such as 207,360; empty = the first ten")
+    add("--per_class", type=int, default=8, help="images of each class, a row")
+    add("--cfg_scale", type=float, default=1.5, help="guidance; 0 = none")
+    add("--guidance", default="var", help="var = official ramp over the scales, constant = usual")
+    add("--top_k", type=int, default=900, help="draw among the k likeliest codes; 0 = all")
+    add("--top_p", type=float, default=0.96, help="draw within this probability; 0 = all")
+    add("--seed", type=int, default=0, help="image i of a class is drawn from seed + i")
+    add("--out", type=Path, default=Path("samples.png"), help="the picture")
+    add("--growing", action="store_true", help="also draw OUT-growing.png, scale by scale")
+    add("--root", default="runs", help="where runs live")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Draw and write the picture.
+
+    Args:
+        argv: What follows `varlit sample`.
+    """
+    args = build_parser().parse_args(argv)
+    if args.per_class < 1:
+        raise UserError(f"--per_class must be at least 1; got {args.per_class}")
+    check_writable(args.out)
+    import torch
+
+    from varlit.checkpoints.store import find_model
+    from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
+    from varlit.models.files import load_var
+    from varlit.viz.grids import image_grid, save_png
+    from varlit.viz.pyramids import growing_strip
+
+    settings = SamplingSettings(args.cfg_scale, args.top_k, args.top_p, args.guidance)
+    device = pick_device(args.device)
+    loaded = load_var(find_model(args.run, args.root))
+    sampler = Sampler(loaded.var.to(device), loaded.tokenizer.to(device))
+    classes = parse_classes(args.classes, loaded.var.num_classes, loaded.class_names)
+    labels = torch.tensor(classes).repeat_interleave(args.per_class)
+    seeds = [args.seed + i for _ in classes for i in range(args.per_class)]
+    parts: list[Drawn] = []
+    for start in range(0, len(labels), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        random = ImageSeeds(seeds[part])
+        parts.append(sampler.draw(labels[part], settings, random, with_frames=args.growing))
+        print(f"\rdrawn {min(start + BATCH_SIZE, len(labels))}/{len(labels)}", end="", flush=True)
+    print()
+    names = [class_name(c, loaded.class_names) for c in classes]
+    images = torch.cat([part.images for part in parts])
+    save_png(image_grid(images, args.per_class, row_labels=names), args.out)
+    print(f"{len(images)} images of {len(classes)} classes: {args.out}")
+    if args.growing:
+        firsts = slice(None, None, args.per_class)
+        frames = [torch.cat(f)[firsts] for f in zip(*(p.frames for p in parts), strict=True)]
+        path = args.out.with_name(f"{args.out.stem}-growing.png")
+        save_png(growing_strip(frames, loaded.var.scales.names, row_labels=names), path)
+        print(f"growing over the scales: {path}")
+    print(repeat_line(args))
+    return 0
+
+
+def parse_classes(text: str, num_classes: int, names: Sequence[str]) -> list[int]:
+    """Turn `207,360` or `daisy,rose` into labels.
+
+    Raises:
+        UserError: If one is unknown; the range or the names are given.
+    """
+    if not text:
+        return list(range(min(num_classes, MAX_CLASSES_BY_DEFAULT)))
+    by_name = {name: i for i, name in enumerate(names)}
+    labels = []
+    for word in (part.strip() for part in text.split(",")):
+        label = by_name.get(word, int(word) if word.isdecimal() else -1)
+        if not 0 <= label < num_classes:
+            known = f" or names such as {', '.join(names[:5])}" if names else ""
+            raise UserError(f"--classes: got `{word}`, expected 0..{num_classes - 1}{known}")
+        labels.append(label)
+    return labels
+
+
+def class_name(label: int, names: Sequence[str]) -> str:
+    """The name of a class where it is known, else its number."""
+    return names[label] if label < len(names) else str(label)
+
+
+def repeat_line(args: Namespace) -> str:
+    """The command that draws the next picture of the same kind."""
+    return f"next: varlit sample {args.run} --seed {args.seed + args.per_class} --cfg_scale 3"

@@ -1,0 +1,264 @@
+"""`StageCLI`: LightningCLI as both stages use it, with the cures for its known traps.
+
+Base files first, then the config of the run (for verbs other than fit), the user's `-c`, flags
+last. Named callbacks instead of a list; `fit` resumes; `<verb>.yaml` is kept in the run's folder.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from varlit.cli import report
+from varlit.cli.devices import place
+from varlit.cli.parser import Parser
+from varlit.cli.quiet import quieten
+from varlit.cli.recipes import base_chain, expand, option_value
+from varlit.errors import UserError
+from varlit.models.config import PlainConfig
+
+# The configs are closed groups of settings: no class_path in files, their keys in --help.
+set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PlainConfig])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What makes one stage: its module, its data, what watches it and what is linked."""
+
+    name: str
+    model: type[LightningModule]
+    data: type[LightningDataModule]
+    callbacks: Mapping[str, type[Callback]]
+    links: Mapping[str, str]
+    any_data: bool = False
+    """Whether `--data` may name any LightningDataModule; `data` is then only the first choice."""
+    next_commands: Mapping[str, str] = field(default_factory=dict)
+    """What to type after a verb, with {name}, {run_dir} and {root} (a flag, where needed)."""
+
+
+class StageCLI(LightningCLI):
+    """One verb of one stage."""
+
+    def __init__(self, stage: Stage, subcommand: str, args: list[str]) -> None:
+        """Parse, build and run.
+
+        Args:
+            stage: The stage.
+            subcommand: `fit`, `validate`, `test` or `predict`.
+            args: What follows the subcommand.
+        """
+        quieten()
+        self.stage, self.asked, self.typed = stage, subcommand, args
+        kwargs = {"parser_mode": "omegaconf", "allow_abbrev": False}
+        super().__init__(
+            stage.model,
+            LightningDataModule if stage.any_data else stage.data,
+            args=[subcommand, *self._words()],
+            parser_class=Parser,
+            parser_kwargs={"prog": f"varlit {stage.name}", **kwargs, subcommand: dict(kwargs)},
+            subclass_mode_data=stage.any_data,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"config_filename": f"{subcommand}.yaml", "overwrite": True},
+            # The modules save plain dictionaries themselves, so that checkpoints need no CLI.
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Build the parser of the verb that was asked for only; each costs half a second."""
+        return {self.asked: LightningCLI.subcommands()[self.asked]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's place, its devices, the named callbacks and the links."""
+        add = parser.add_argument
+        add("--name", type=str, default="", help="The run; it writes to <root>/<name> only.")
+        add("--root", type=str, default="runs", help="Where runs live.")
+        add("--gpus", type=str, default="auto", help="`auto` or a number of GPUs; 0 = the CPU.")
+        add("--dry_run", action="store_true", help="Show the plan and touch nothing.")
+        for name, callback in self.stage.callbacks.items():
+            parser.add_lightning_class_args(callback, name)
+        for source, target in self.stage.links.items():
+            parser.link_arguments(source, target, apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in {"test", "validate"}:
+            parser.set_defaults({"verbose": False})  # the table at the end says the same
+        elif subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # the cache is on disk
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the expanded words; Lightning's version warns about args from Python."""
+        self.config = parser.parse_args(args)
+        self.settings = self.config[self.asked]
+        self.run_dir = Path(self.settings.root) / self.settings.name
+
+    def _parse_ckpt_path(self) -> None:
+        """Flags win over the checkpoint: Lightning's version silently does the opposite."""
+
+    def before_instantiate_classes(self) -> None:
+        """Decide on devices; stop here on a dry run."""
+        explicit = option_value(self.typed, "--trainer.precision") is not None
+        trainer = self.settings.trainer.as_dict()
+        self.placement = place(self.settings.gpus, trainer, explicit)
+        self.checkpoint_path = self._find_checkpoint()
+        if self.settings.dry_run:
+            files = [*base_chain(self.stage.name), *self._recipes()]
+            plan = report.Plan(self.stage.name, self.asked, self.run_dir, files, self.placement)
+            report.print_plan(plan, self.settings.as_dict(), self.checkpoint_path)
+            raise SystemExit(0)
+        if self.placement.remark:
+            rank_zero_only(print)(f"varlit: {self.placement.remark}", flush=True)
+
+    def _words(self) -> list[str]:
+        # As a default of the parser, the class would hand its own defaults on to another class.
+        first_choice = self.stage.data.__name__ if self.stage.any_data else ""
+        return expand(self.stage.name, self.asked, self.typed, first_choice)
+
+    def _recipes(self) -> list[Path]:
+        words = self._words()
+        return [Path(b) for a, b in pairwise(words) if a == "-c"][2:]
+
+    def _find_checkpoint(self) -> Path | None:
+        """Resolve `ckpt_path`; None is a fresh start."""
+        given = self.settings.ckpt_path
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        path = last if given == "last" else (Path(given) if given else None)
+        if path is None or path.is_file():
+            return path
+        if given != "last":
+            raise UserError(f"ckpt_path {given}: no such file; leave it out to take {last}")
+        if self.asked == "fit":
+            return None
+        raise UserError(
+            f"{last}: no checkpoint yet; train first: varlit {self.stage.name} fit "
+            f"--name {self.settings.name}"
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer; devices and the logger are decided here, so they are not saved."""
+        trainer = self.settings.trainer
+        kwargs |= {
+            "accelerator": self.placement.accelerator,
+            "devices": self.placement.devices,
+            "precision": self.placement.precision,
+            "default_root_dir": str(self.run_dir),
+        }
+        if self.asked != "fit":
+            kwargs["logger"] = False  # measures go to metrics.json, not into the curves of the run
+        elif trainer.logger is None or trainer.logger is True:
+            kwargs["logger"] = TensorBoardLogger(
+                self.settings.root, self.settings.name, version="", default_hp_metric=False
+            )
+        checkpoint = self._get(self.config_init, "checkpoint")
+        checkpoint.dirpath = checkpoint.dirpath or str((self.run_dir / "checkpoints").resolve())
+        return super().instantiate_trainer(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; jsonargparse wraps what our constructors say, here it is unwrapped.
+
+        Raises:
+            UserError: If a constructor did.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
+
+    def after_instantiate_classes(self) -> None:
+        """Tell the module what its user may type next."""
+        root = "" if self.settings.root == "runs" else f" --root {self.settings.root}"
+        command = self.stage.next_commands.get(self.asked, "")
+        self.model.next_command = command.format(
+            name=self.settings.name, run_dir=self.run_dir, root=root
+        )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        path = str(self.checkpoint_path) if self.checkpoint_path else None
+        return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": path}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and put torch's longest messages into the user's words."""
+        self._claim_folder()
+        if self.checkpoint_path:
+            # Before <verb>.yaml is written: a refused start must leave the run as it was.
+            self.model.on_load_checkpoint(read_checkpoint(self.checkpoint_path))
+        try:
+            super()._run_subcommand(subcommand)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of GPU memory ({str(error).split('. ')[0]}). Keep the global batch and "
+                "halve what a device holds: --trainer.accumulate_grad_batches 2"
+            ) from error
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UserError(
+                f"{self.checkpoint_path} is of another architecture: {lines[-1][:200]} Give the "
+                "settings it was trained with, or another --name"
+            ) from error
+
+    def _claim_folder(self) -> None:
+        """Make the run's folder, or fail before any work is done."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"cannot make the folder {self.run_dir}: {reason}; write elsewhere with --root"
+            ) from error
+        if not os.access(self.run_dir, os.W_OK):
+            raise UserError(f"{self.run_dir} cannot be written to; mend its rights or use --root")
+
+    def after_test(self) -> None:
+        """Print the measures as a table and keep them in the run's folder."""
+        measures = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        if self.trainer.is_global_zero:
+            report.print_table(f"{self.stage.name} test: {self.settings.name}", measures)
+            report.write_metrics(self.run_dir / "metrics.json", measures, self.checkpoint_path)
+
+    def after_predict(self) -> None:
+        """Say what comes next."""
+        if self.trainer.is_global_zero:
+            print(f"next: {self.model.next_command}")
+
+    def after_validate(self) -> None:
+        """Print the measures as a table."""
+        measures = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        if self.trainer.is_global_zero:
+            report.print_table(f"{self.stage.name} validate: {self.settings.name}", measures)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; its tensors stay on disk until they are used.
+
+    Raises:
+        UserError: If the file is damaged or is no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise UserError(
+            f"{path} is damaged or no checkpoint of varlit ({type(error).__name__}); delete it to "
+            "start afresh, or give another --name"
+        ) from error
+    if not isinstance(content, dict) or "hyper_parameters" not in content:
+        raise UserError(f"{path} is no checkpoint of varlit; give another --ckpt_path")
+    return content

@@ -1,0 +1,63 @@
+"""`varlit var fit|validate|test`: stage 2 on the command line."""
+
+from varlit.cli.verbs import parse_verb
+
+CARD = """\
+varlit var VERB - stage 2: the transformer that draws token pyramids, scale by scale
+
+  fit        train                       varlit var fit -c d16 --name d16 --gpus 8
+  validate   loss on held-out pyramids   varlit var validate --name d16
+  test       FID and inception score     varlit var test --name d16
+
+What people turn
+  --data.tokens runs/tok/tokens              the token cache, or the name of the tokenizer's run
+  --data.batch_size 768                      over all devices
+  --model.var.depth 20                       the one dial: width, heads, drop path follow
+  --model.optim.lr 1e-4                      per 256 images of batch
+  --trainer.max_epochs 200                   how long; --trainer.max_steps also works
+  --trainer.accumulate_grad_batches 2        half the memory, the same batch
+  --gpus 8                                   auto, a number, 0 = CPU
+  --samples.every_n_steps 2000               pictures; 0 = none
+  --trainer debug                            conf/mode/ and conf/hardware/ by name
+
+Everything: varlit var fit --help. Without running: --dry_run, or --print_config.
+"""
+VERBS = ("fit", "validate", "test")
+
+
+def main(argv: list[str]) -> int:
+    """Run a verb of stage 2.
+
+    Args:
+        argv: What follows `varlit var`.
+    """
+    verb, args = parse_verb("var", argv, VERBS, CARD)
+    if verb is None:
+        return 0
+    from varlit.callbacks.export import ExportWeights
+    from varlit.callbacks.interrupt import SaveOnInterrupt
+    from varlit.callbacks.progress import Progress
+    from varlit.callbacks.record import RunRecord
+    from varlit.callbacks.samples import Samples
+    from varlit.cli.checkpoint import Checkpoint
+    from varlit.cli.stage import Stage, StageCLI
+    from varlit.data.tokens import TokenDataModule
+    from varlit.training.var import VARModule
+
+    stage = Stage(
+        name="var",
+        model=VARModule,
+        data=TokenDataModule,
+        callbacks={
+            "checkpoint": Checkpoint,
+            "samples": Samples,
+            "progress": Progress,
+            "record": RunRecord,
+            "interrupt": SaveOnInterrupt,
+            "export": ExportWeights,
+        },
+        links={"data.num_classes": "model.num_classes", "data.tokenizer_folder": "model.tokenizer"},
+        next_commands={"fit": "varlit sample {name}{root}"},
+    )
+    StageCLI(stage, verb, args)
+    return 0

@@ -1,0 +1,27 @@
+"""The verb after a stage's name, read without torch: its card, its check, its nearest match."""
+
+import difflib
+from collections.abc import Sequence
+
+from varlit.errors import UserError
+
+
+def parse_verb(
+    stage: str, argv: list[str], verbs: Sequence[str], card: str
+) -> tuple[str | None, list[str]]:
+    """Split `fit --name x` into the verb and its words; print the card when there is no verb.
+
+    Returns:
+        The verb, None when the card was what was asked for, and the words after it.
+
+    Raises:
+        UserError: If there is no such verb.
+    """
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(card, end="")
+        return None, []
+    if argv[0] not in verbs:
+        near = difflib.get_close_matches(argv[0], verbs, 1)
+        hint = f"did you mean `varlit {stage} {near[0]}`?" if near else f"verbs: {', '.join(verbs)}"
+        raise UserError(f"varlit {stage} has no verb `{argv[0]}`; {hint}")
+    return argv[0], argv[1:]

@@ -1,0 +1,165 @@
+"""A loader that goes on exactly where a run stopped, and the source of batches that it reads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from varlit.data.order import BatchIndex, BatchSampler
+from varlit.errors import UserError
+
+NOTES = "notes"
+"""Batch key under which a source reports `(topic, sentence)` pairs; the loader warns of each topic
+once, in the main process, and takes the key out."""
+
+
+class BatchSource(Protocol):
+    """What a loader reads: a set of samples that hands out whole batches."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: BatchIndex) -> dict[str, Any]:
+        """Return the batch as a dict of tensors whose first dimension is B."""
+
+
+class ResumableLoader:
+    """Batches of a source in a sampler's order, with a position that checkpoints keep.
+
+    Lightning saves and restores any loader that has `state_dict` and `load_state_dict`. The
+    position is kept as (epoch, samples seen), so a run goes on exactly after a change of the
+    number of workers or devices too (torchdata's StatefulDataLoader ties its state to both).
+    It is no DataLoader, so Lightning leaves sampler and order alone.
+
+    Args:
+        source: The samples.
+        sampler: The order; `sampler.set_epoch` is called by Lightning.
+        num_workers: Worker processes; 0 reads in the main process.
+    """
+
+    batch_sampler = None
+
+    def __init__(self, source: BatchSource, sampler: BatchSampler, num_workers: int = 0) -> None:
+        self.source, self.sampler = source, sampler
+        self._start = 0
+        self._position = _Position(sampler.epoch, 0)
+        self._topics: set[str] = set()
+        self._order = _OrderFrom(sampler)
+        self._batches: DataLoader[Any] = DataLoader(
+            _Reported(source),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # An own generator, or every new iterator would advance the global one.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # A generator starts at its first batch: Lightning makes the iterator before it sets the
+        # epoch, and workers must not prefetch from the wrong permutation.
+        start, self._start = self._resume_point(), 0
+        epoch = self.sampler.epoch
+        self._order.start = start
+        refusal = None
+        for step, loaded in enumerate(self._batches, start + 1):
+            if isinstance(loaded, _Refusal):
+                refusal = loaded
+                break
+            self._position = _Position(epoch, step)
+            for topic, sentence in loaded.pop(NOTES, ()):
+                self._warn_once(topic, sentence)
+            yield loaded
+        if refusal is not None:
+            self._iterator = None  # the last reference: workers stop now and not at some later time
+            raise UserError(refusal.message)
+
+    @property
+    def _iterator(self) -> Any:
+        """The DataLoader's, under the name by which Lightning stops workers after a run."""
+        return self._batches._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._batches._iterator = iterator
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position as plain integers."""
+        return {
+            "epoch": self._position.epoch,
+            "samples_seen": self._position.step * self.sampler.step_samples,
+            "num_samples": len(self.source),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved position; start the epoch anew if the data have changed."""
+        epoch, step = state["epoch"], state["samples_seen"] // self.sampler.step_samples
+        if state["num_samples"] != len(self.source):
+            warnings.warn(
+                f"the checkpoint was made with {state['num_samples']} samples, now there are "
+                f"{len(self.source)}: the interrupted epoch starts anew.",
+                stacklevel=2,
+            )
+            step = 0
+        if step >= len(self.sampler):
+            epoch, step = epoch + 1, 0
+        self.sampler.set_epoch(epoch)
+        self._position, self._start = _Position(epoch, step), step
+
+    def _resume_point(self) -> int:
+        return self._start if self._position.epoch == self.sampler.epoch else 0
+
+    def _warn_once(self, topic: str, sentence: str) -> None:
+        if topic not in self._topics:
+            self._topics.add(topic)
+            warnings.warn(sentence, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class _Position:
+    """How many steps of which epoch have been handed out."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A user's mistake on its way from a worker: DataLoader would bury it in a traceback."""
+
+    message: str
+
+
+class _OrderFrom:
+    """Lets the DataLoader start in the middle of an epoch."""
+
+    def __init__(self, sampler: BatchSampler) -> None:
+        self.sampler, self.start = sampler, 0
+
+    def __iter__(self) -> Iterator[BatchIndex]:
+        return self.sampler.batches(self.start)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class _Reported(Dataset[Any]):
+    """Hands a UserError over as a value."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: BatchIndex) -> dict[str, Any] | _Refusal:
+        try:
+            return self.source[index]
+        except UserError as error:
+            return _Refusal(str(error))

@@ -1,0 +1,252 @@
+"""The token cache on disk: what it is made from, its manifest, and files that appear whole.
+
+A cache folder holds `spec.json` (what it is made from, written first), for each shard
+`<split>-00000.tokens.npy` uint16 (n, crops, L), `.labels.npy` int32 (n,), `.ids.npy` int64 (n,)
+and a `.json` that marks it as finished, `tokenizer/`, and `manifest.json`, written last. Shard s
+covers the dataset's ids s * shard_size .. (s + 1) * shard_size - 1, so what is in a file does not
+depend on how many processes wrote the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from varlit.data.whole_files import read_json, write_json
+from varlit.errors import UserError
+from varlit.ops.scales import Scales
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE, SPEC_FILE, TOKENIZER_FOLDER = "manifest.json", "spec.json", "tokenizer"
+ARRAYS = ("tokens", "labels", "ids")
+MAX_CODES = 2**16
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """All that the tokens of a cache depend on.
+
+    Attributes:
+        tokenizer_hash: `varlit.models.files.tokenizer_hash` of the tokenizer.
+        scales: Sides of the token maps.
+        codebook_size: V, at most 65,536.
+        codebook_dim: Dimension of a code.
+        class_names: Names in the order of the labels.
+        num_crops: Views of each image; the first is the centre crop.
+        shard_size: Ids that a shard covers.
+        num_images: Images of each split, broken ones included.
+        transform: How pixels were made, as the data module describes it.
+    """
+
+    tokenizer_hash: str
+    scales: tuple[int, ...]
+    codebook_size: int
+    codebook_dim: int
+    class_names: tuple[str, ...]
+    num_crops: int
+    shard_size: int
+    num_images: Mapping[str, int]
+    transform: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.codebook_size > MAX_CODES:
+            raise UserError(
+                f"codebook_size {self.codebook_size} does not fit the cache's 16-bit tokens: "
+                f"expected at most {MAX_CODES}."
+            )
+        for name in ("num_crops", "shard_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: expected at least 1.")
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the tokens of one pyramid."""
+        return Scales(self.scales).num_tokens
+
+    def num_shards(self, split: str) -> int:
+        """Return the number of shards of a split."""
+        return -(-self.num_images[split] // self.shard_size)
+
+    def shard_stem(self, split: str, shard: int) -> str:
+        """Return the beginning of the names of a shard's files."""
+        return f"{split}-{shard:05d}"
+
+    def shard_ids(self, split: str, shard: int) -> range:
+        """Return the dataset ids that a shard covers."""
+        first = shard * self.shard_size
+        return range(first, min(first + self.shard_size, self.num_images[split]))
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A finished shard.
+
+    Attributes:
+        stem: Beginning of its files' names, such as train-00000.
+        count: Images in it.
+        skipped: Broken images left out.
+        num_bytes: Size of each of its files, by array name.
+        sha256: Checksum of each of its files, by array name.
+    """
+
+    stem: str
+    count: int
+    skipped: int
+    num_bytes: Mapping[str, int]
+    sha256: Mapping[str, str]
+
+    def path(self, folder: Path, array: str) -> Path:
+        """Return the path of one of its arrays."""
+        return folder / f"{self.stem}.{array}.npy"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished cache.
+
+    Attributes:
+        folder: Where it lies.
+        spec: What it is made from.
+        splits: Finished shards of each split, in order.
+        torch_version: Version that encoded it.
+        created: UTC time of the merge.
+    """
+
+    folder: Path
+    spec: CacheSpec
+    splits: Mapping[str, tuple[ShardRecord, ...]]
+    torch_version: str
+    created: str
+
+    def count(self, split: str) -> int:
+        """Return the number of images of a split."""
+        return sum(shard.count for shard in self.splits[split])
+
+    def skipped(self, split: str) -> int:
+        """Return the number of broken images that were left out of a split."""
+        return sum(shard.skipped for shard in self.splits[split])
+
+    def num_bytes(self) -> int:
+        """Return the size of all arrays in bytes."""
+        shards = [shard for split in self.splits.values() for shard in split]
+        return sum(sum(shard.num_bytes.values()) for shard in shards)
+
+    def require_tokenizer(self, tokenizer_hash: str) -> None:
+        """Check that the cache was made by this tokenizer.
+
+        Raises:
+            UserError: If it was made by another.
+        """
+        _require_same_tokenizer(self.folder, self.spec.tokenizer_hash, tokenizer_hash)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read the manifest of a finished cache.
+
+    Raises:
+        UserError: If there is none, or it is unfinished, damaged, or of another version.
+    """
+    folder = Path(folder)
+    command = f"`{remake_command(folder)}`"
+    if not (folder / MANIFEST_FILE).is_file():
+        if (folder / SPEC_FILE).is_file():
+            raise UserError(f"the token cache '{folder}' is unfinished: go on with {command}.")
+        raise UserError(f"no token cache in '{folder}': make it with {command}.")
+    content = read_json(folder / MANIFEST_FILE)
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"'{folder / MANIFEST_FILE}' has schema version {content.get('schema_version')}, this "
+            f"varlit reads {SCHEMA_VERSION}: remove the folder and make it again with {command}."
+        )
+    try:
+        splits = {
+            split: tuple(ShardRecord(**shard) for shard in record["shards"])
+            for split, record in content["splits"].items()
+        }
+        spec = CacheSpec(**{name: content[name] for name in CacheSpec.__dataclass_fields__})
+        return Manifest(folder, spec, splits, content["torch_version"], content["created"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{folder / MANIFEST_FILE}' is damaged ({error!r}): remove it and run {command}."
+        ) from error
+
+
+def write_manifest(manifest: Manifest) -> None:
+    """Write manifest.json, which makes the cache visible to readers."""
+    splits = {
+        split: {
+            "count": manifest.count(split),
+            "crops": manifest.spec.num_crops,
+            "shards": [asdict(shard) for shard in shards],
+        }
+        for split, shards in manifest.splits.items()
+    }
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        **asdict(manifest.spec),
+        "num_classes": len(manifest.spec.class_names),
+        "splits": splits,
+        "torch_version": manifest.torch_version,
+        "created": manifest.created,
+    }
+    write_json(manifest.folder / MANIFEST_FILE, content)
+
+
+def begin_cache(folder: Path, spec: CacheSpec) -> None:
+    """Make the folder and its spec.json, or check that a cache begun earlier is the same.
+
+    Every process may call it; all of them write the same.
+
+    Raises:
+        UserError: If the folder holds a cache of another tokenizer or of other settings, or
+            cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder '{folder}': {error.strerror}.") from error
+    path = folder / SPEC_FILE
+    content = json.loads(json.dumps(asdict(spec)))
+    if not path.is_file():
+        write_json(path, content)
+        return
+    before = read_json(path)
+    _require_same_tokenizer(folder, before.get("tokenizer_hash", ""), spec.tokenizer_hash)
+    for name, value in content.items():
+        if before.get(name) != value:
+            got, expected = _difference(value, before.get(name))
+            raise UserError(
+                f"the token cache '{folder}' was begun with {name} {expected}, now it is {got}: "
+                "remove the folder, or set it back."
+            )
+
+
+def remake_command(folder: Path) -> str:
+    """Return the command that makes the cache of a run, as far as the folder tells."""
+    run = folder.parent.name if folder.name == "tokens" else ""
+    return f"make cache-tokens NAME={run or '<tokenizer run>'}"
+
+
+def _require_same_tokenizer(folder: Path, cached: str, tokenizer_hash: str) -> None:
+    if cached != tokenizer_hash:
+        raise UserError(
+            f"the token cache '{folder}' was made by tokenizer {cached[:12]}, this one is "
+            f"{tokenizer_hash[:12]}: use that tokenizer, or remove the folder and run "
+            f"`{remake_command(folder)}`."
+        )
+
+
+def _difference(got: Any, expected: Any) -> tuple[str, str]:
+    """Name only the entries that differ, and shorten what does not fit a line."""
+    if isinstance(got, dict) and isinstance(expected, dict):
+        keys = [key for key in {**expected, **got} if got.get(key) != expected.get(key)]
+        got = {key: got.get(key) for key in keys}
+        expected = {key: expected.get(key) for key in keys}
+    elif isinstance(got, list) and isinstance(expected, list) and len(got) != len(expected):
+        got, expected = f"of {len(got)} entries", f"of {len(expected)} entries"
+    return str(got)[:100], str(expected)[:100]

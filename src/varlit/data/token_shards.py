@@ -1,0 +1,184 @@
+"""Writing a token cache: shards that many processes fill, and the manifest that joins them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varlit.data.token_cache import (
+    ARRAYS,
+    CacheSpec,
+    Manifest,
+    ShardRecord,
+    write_manifest,
+)
+from varlit.data.whole_files import read_json, write_bytes, write_json
+from varlit.errors import UserError
+
+
+class TokenShardWriter:
+    """Collects the pyramids of one split and writes each shard when it is full.
+
+    Rank r owns the shards s with s % world_size == r. A finished shard is never written again, so
+    an interrupted encoding goes on where it stopped, on any number of processes.
+
+    Args:
+        folder: The cache, already begun by `begin_cache`.
+        split: Name of the split.
+        spec: What the cache is made from.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, spec: CacheSpec, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.folder, self.split, self.spec = folder, split, spec
+        own = range(rank, spec.num_shards(split), world_size)
+        self._pending = [s for s in own if read_shard(folder, spec, split, s) is None]
+        self._filling: _Filling | None = None
+
+    def pending_ids(self) -> np.ndarray:
+        """Return the dataset ids that this rank still has to encode, ascending, (n,) int64."""
+        ranges = [self.spec.shard_ids(self.split, shard) for shard in self._pending]
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(np.arange(r.start, r.stop, dtype=np.int64) for r in ranges)]
+        )
+
+    def add(self, tokens: Tensor, labels: Tensor, ids: Tensor, crops: Tensor) -> None:
+        """Take rows in the order of `pending_ids`, all crops of an id next to each other.
+
+        Args:
+            tokens: (B, L) integers below the codebook size.
+            labels: (B,) integers.
+            ids: (B,) dataset ids; -1 - id marks an image that could not be read.
+            crops: (B,) integers, 0 .. num_crops - 1.
+        """
+        codes, marked = tokens.cpu().numpy(), ids.cpu().numpy()
+        assert codes.shape[1] == self.spec.num_tokens, codes.shape
+        assert codes.size == 0 or codes.max() < self.spec.codebook_size
+        broken = marked < 0
+        true_ids = np.where(broken, -1 - marked, marked)
+        shards = true_ids // self.spec.shard_size
+        for shard in np.unique(shards):
+            rows = shards == shard
+            filling = self._filling_of(int(shard))
+            filling.add(
+                true_ids[rows],
+                crops.cpu().numpy()[rows],
+                codes[rows],
+                labels.cpu().numpy()[rows],
+                broken[rows],
+            )
+            if filling.seen.all():
+                self._finish(int(shard), filling)
+                self._filling = None
+
+    def _filling_of(self, shard: int) -> _Filling:
+        if self._filling is None:
+            self._filling = _Filling(self.spec, self.spec.shard_ids(self.split, shard))
+        assert self._filling.first == shard * self.spec.shard_size, "rows come shard by shard"
+        return self._filling
+
+    def _finish(self, shard: int, filling: _Filling) -> None:
+        good = np.flatnonzero(~filling.broken)
+        arrays: dict[str, np.ndarray] = {
+            "tokens": filling.tokens[good],
+            "labels": filling.labels[good],
+            "ids": good + filling.first,
+        }
+        stem = self.spec.shard_stem(self.split, shard)
+        contents = {name: _npy(array) for name, array in arrays.items()}
+        record = ShardRecord(
+            stem,
+            count=len(good),
+            skipped=int(filling.broken.sum()),
+            num_bytes={name: len(content) for name, content in contents.items()},
+            sha256={n: hashlib.sha256(content).hexdigest() for n, content in contents.items()},
+        )
+        for name, content in contents.items():
+            write_bytes(record.path(self.folder, name), content)
+        write_json(self.folder / f"{stem}.json", asdict(record))
+
+
+def read_shard(folder: Path, spec: CacheSpec, split: str, shard: int) -> ShardRecord | None:
+    """Return the record of a shard; None if it is not finished or its files are not whole."""
+    path = folder / f"{spec.shard_stem(split, shard)}.json"
+    if not path.is_file():
+        return None
+    record = ShardRecord(**read_json(path))
+    for array in ARRAYS:
+        file = record.path(folder, array)
+        if not file.is_file() or file.stat().st_size != record.num_bytes[array]:
+            return None
+    return record
+
+
+def missing_shards(folder: Path, spec: CacheSpec) -> list[str]:
+    """Return the names of the shards that are not finished."""
+    return [
+        spec.shard_stem(split, shard)
+        for split in spec.num_images
+        for shard in range(spec.num_shards(split))
+        if read_shard(folder, spec, split, shard) is None
+    ]
+
+
+def merge_manifest(folder: Path, spec: CacheSpec) -> Manifest:
+    """Join the finished shards of all processes to a cache; for one process, after a barrier.
+
+    Raises:
+        UserError: If a shard is not finished.
+    """
+    splits: dict[str, tuple[ShardRecord, ...]] = {}
+    for split in spec.num_images:
+        records = [read_shard(folder, spec, split, s) for s in range(spec.num_shards(split))]
+        finished = tuple(record for record in records if record is not None)
+        if len(finished) < len(records):
+            raise UserError(
+                f"{len(finished)} of {len(records)} {split} shards of '{folder}' are finished: "
+                "run the same command again to go on."
+            )
+        splits[split] = finished
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = Manifest(folder, spec, splits, torch.__version__, now)
+    write_manifest(manifest)
+    return manifest
+
+
+class _Filling:
+    """A shard on its way to being complete."""
+
+    def __init__(self, spec: CacheSpec, ids: range) -> None:
+        self.first = ids.start
+        self.tokens = np.zeros((len(ids), spec.num_crops, spec.num_tokens), dtype=np.uint16)
+        self.labels = np.zeros(len(ids), dtype=np.int32)
+        self.broken = np.zeros(len(ids), dtype=bool)
+        self.seen = np.zeros((len(ids), spec.num_crops), dtype=bool)
+
+    def add(
+        self,
+        ids: np.ndarray,
+        crops: np.ndarray,
+        tokens: np.ndarray,
+        labels: np.ndarray,
+        broken: np.ndarray,
+    ) -> None:
+        rows = ids - self.first
+        self.tokens[rows, crops] = tokens
+        self.labels[rows] = labels
+        self.broken[rows[broken]] = True
+        self.seen[rows, crops] = True
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

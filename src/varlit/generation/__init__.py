@@ -1,0 +1,1 @@
+"""Drawing pictures: one sampling loop over the scales that everything shares."""

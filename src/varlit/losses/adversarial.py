@@ -1,0 +1,109 @@
+"""The adversarial game of stage 1 as small pure functions of the discriminator's logits.
+
+The step that plays it lives in training: the generator's loss goes through a discriminator with
+detached parameters, the discriminator's loss sees a detached reconstruction.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+AdversarialKind = Literal["hinge", "nonsaturating"]
+
+
+def generator_loss(logits_fake: Tensor, kind: AdversarialKind = "hinge") -> Tensor:
+    """What the autoencoder pays for reconstructions that the discriminator recognises.
+
+    Args:
+        logits_fake: Logits of reconstructions, any shape; large = taken for real.
+        kind: `hinge` (-mean) or `nonsaturating` (-log sigmoid).
+    """
+    logits_fake = logits_fake.float()
+    if kind == "hinge":
+        return -logits_fake.mean()
+    return F.softplus(-logits_fake).mean()
+
+
+def discriminator_loss(
+    logits_real: Tensor, logits_fake: Tensor, kind: AdversarialKind = "hinge"
+) -> Tensor:
+    """What the discriminator pays, as the *sum* of the real and the fake half.
+
+    vaex, the trainer of VAR's authors, sums; taming-transformers takes half of the sum, so a
+    weight or a learning rate from there is not comparable.
+    """
+    logits_real, logits_fake = logits_real.float(), logits_fake.float()
+    if kind == "hinge":
+        return F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean()
+    return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
+
+
+class LeCam(nn.Module):
+    """Keeps the discriminator's logits near moving averages of the other side.
+
+    Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data",
+    equation 3. The averages are buffers, hence checkpointed, equal on all processes and free of
+    the bias of their start at zero (as Adam's); before the first update the penalty is zero.
+    """
+
+    mean_real: Tensor
+    mean_fake: Tensor
+    gathered: Tensor
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean_real", torch.zeros(()))
+        self.register_buffer("mean_fake", torch.zeros(()))
+        # The moving average of 1: how much weight the averages have gathered since their start.
+        self.register_buffer("gathered", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, logits_real: Tensor, logits_fake: Tensor) -> None:
+        """Move the averages towards this step's mean logits, over all processes."""
+        means = torch.stack([logits_real.float().mean(), logits_fake.float().mean()])
+        mean_real, mean_fake = mean_over_ranks(means)
+        self.mean_real.lerp_(mean_real, 1 - self.decay)
+        self.mean_fake.lerp_(mean_fake, 1 - self.decay)
+        self.gathered.lerp_(torch.ones_like(self.gathered), 1 - self.decay)
+
+    def penalty(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+        """Squared distances of real logits above the fake average and the reverse, a scalar."""
+        gathered = self.gathered.clamp(min=1e-12)
+        above = F.relu(logits_real.float() - self.mean_fake / gathered).square().mean()
+        below = F.relu(self.mean_real / gathered - logits_fake.float()).square().mean()
+        return (above + below) * (self.gathered > 0)
+
+
+def adaptive_weight(
+    reconstruction_loss: Tensor,
+    adversarial_loss: Tensor,
+    last_layer: nn.Parameter,
+    minimum: float,
+    maximum: float,
+) -> Tensor:
+    """Ratio of both losses' gradient norms at the decoder's last layer.
+
+    VQGAN (Esser et al. 2021), equation 7, with the clamp of vaex. Averaged over processes, so
+    that all of them minimise the same objective. The graphs are kept for the backward pass.
+
+    Returns:
+        Detached fp32 scalar in [minimum, maximum].
+    """
+    (nll_grad,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
+    (gan_grad,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
+    ratio = nll_grad.float().norm() / (gan_grad.float().norm() + 1e-6)
+    return mean_over_ranks(ratio.clamp(minimum, maximum).detach())
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean over all processes; the value itself in a single one. Every process must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    value = value.clone()
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()

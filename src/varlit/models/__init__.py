@@ -1,0 +1,1 @@
+"""Networks: autoencoder, quantizer, VQVAE, VAR, discriminator, and their configs and files."""

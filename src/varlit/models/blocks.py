@@ -1,0 +1,161 @@
+"""Transformer pieces of VAR: adaptive layer norm, attention with a static cache, MLP."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varlit.models.config import VARConfig
+
+NORM_EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What the class says to one block: gates, scales and shifts, each (B, 1, C).
+
+    The order of the fields is the order of the six chunks in official checkpoints.
+    """
+
+    gate_attention: Tensor
+    gate_mlp: Tensor
+    scale_attention: Tensor
+    scale_mlp: Tensor
+    shift_attention: Tensor
+    shift_mlp: Tensor
+
+    @classmethod
+    def from_chunks(cls, chunks: Tensor) -> Modulation:
+        """Split (B, 6, C)."""
+        return cls(*chunks.unsqueeze(2).unbind(1))
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of one block, allocated once and written in place."""
+
+    keys: Tensor  # (B, heads, L, head_dim)
+    values: Tensor  # (B, heads, L, head_dim)
+    filled: int = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new tokens and return everything that is filled."""
+        start, self.filled = self.filled, self.filled + keys.shape[2]
+        self.keys[:, :, start : self.filled] = keys
+        self.values[:, :, start : self.filled] = values
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm without parameters, then the class's scale and shift.  # (B, L, C)"""
+    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+    return torch.addcmul(shift, normed, scale + 1)
+
+
+class DropPath(nn.Module):
+    """Drop the residual branch of whole samples while training (Huang et al. 2016)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero or rescale each sample of (B, ...)."""
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        shape = (len(x),) + (1,) * (x.dim() - 1)
+        return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, by default with unit-length queries and keys."""
+
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        width, self.num_heads = config.resolved_width, config.resolved_heads
+        self.qk_l2_norm = config.qk_l2_norm
+        # Without the l2 norm the official scale is 0.25 / sqrt(head_dim), not 1 / sqrt(head_dim).
+        self.softmax_scale = 1.0 if self.qk_l2_norm else 0.25 / math.sqrt(config.head_dim)
+        if self.qk_l2_norm:
+            initial = torch.full((1, self.num_heads, 1, 1), math.log(4.0))
+            self.log_scale = nn.Parameter(initial)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.projection = nn.Linear(width, width)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Attend within (B, L, C), or from new tokens to all cached ones.
+
+        Args:
+            x: Tokens of all scales (training) or of one scale (sampling).
+            mask: Boolean (L, L), True = may attend; None when the cache holds the past only.
+            cache: Written in place when given.
+        """
+        # Keys carry no bias (it would cancel in the softmax); a zero stands in its place.
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.qk_l2_norm:
+            q = F.normalize(q, dim=-1) * self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+            k = F.normalize(k, dim=-1)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.softmax_scale)
+        return self.projection(h.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU (tanh), linear.  # (B, L, C) -> (B, L, C)"""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(
+            nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
+        )
+
+
+class Block(nn.Module):
+    """Transformer block whose norms are steered by the class (AdaLN, Peebles & Xie 2023)."""
+
+    def __init__(self, config: VARConfig, drop_path: float) -> None:
+        super().__init__()
+        width = config.resolved_width
+        self.attention = Attention(config)
+        self.mlp = MLP(width, round(width * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        if config.shared_adaln:
+            self.adaln_offset = nn.Parameter(torch.randn(1, 6, width) / math.sqrt(width))
+        else:
+            self.adaln = nn.Linear(width, 6 * width)
+
+    def modulation(self, condition: Tensor) -> Modulation:
+        """Read the class once; every scale of an image shares the result.
+
+        Args:
+            condition: SiLU of the class embedding (B, C), or the shared projection (B, 6, C).
+        """
+        if hasattr(self, "adaln"):
+            return Modulation.from_chunks(self.adaln(condition).unflatten(1, (6, -1)))
+        return Modulation.from_chunks(condition + self.adaln_offset)
+
+    def forward(
+        self,
+        x: Tensor,
+        m: Modulation,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        h = self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache)
+        x = x + self.drop_path(h * m.gate_attention)
+        h = self.mlp(modulate(x, m.scale_mlp, m.shift_mlp))
+        return x + self.drop_path(h * m.gate_mlp)

@@ -1,0 +1,176 @@
+"""Shapes of the networks as plain dataclasses; their field docstrings are the `--help`."""
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from varlit.errors import UserError
+from varlit.ops.scales import Scales
+
+GROUP_NORM_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class PlainConfig:
+    """A dataclass that travels as plain data: to checkpoints, to config.json and back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as numbers, strings and lists."""
+        plain = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    @classmethod
+    def of(cls, value: Self | dict[str, Any]) -> Self:
+        """Accept the config itself or its plain form.
+
+        Raises:
+            UserError: If a key is unknown; the nearest known one is named.
+        """
+        if isinstance(value, cls):
+            return value
+        assert isinstance(value, dict)
+        known = {field.name for field in fields(cls)}
+        for key in value:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean `{near[0]}`?" if near else f"; known: {sorted(known)}"
+                raise UserError(f"{cls.__name__} has no field `{key}`{hint}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+
+@dataclass(frozen=True)
+class TokenizerConfig(PlainConfig):
+    """Shape of the multi-scale tokenizer; the defaults are those of official VAR."""
+
+    channels: int = 160
+    """Width of the autoencoder at full resolution, a multiple of 32."""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level over `channels`; every level after the first halves the side."""
+    num_res_blocks: int = 2
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    dropout: float = 0.0
+    """Dropout inside the residual blocks."""
+    codebook_size: int = 4096
+    """V, the number of codes, shared by all scales."""
+    codebook_dim: int = 32
+    """Dimension of a code and channels of the latent map."""
+    scales: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    """Sides of the token maps, coarse to fine (`patch_nums` in the official code)."""
+    num_phi: int = 4
+    """Phi convolutions, partially shared by the scales; 1 = a single one, 0 = one per scale."""
+    phi_ratio: float = 0.5
+    """Share of the convolution in phi: (1 - ratio) * x + ratio * conv(x)."""
+    search: Literal["euclidean", "cosine"] = "euclidean"
+    """How the nearest code is found."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        Scales(self.scales)
+        if self.channels < 1 or self.channels % GROUP_NORM_GROUPS:
+            raise UserError(
+                f"tokenizer.channels must be a multiple of {GROUP_NORM_GROUPS} (group norm); "
+                f"got {self.channels}. Try {max(1, round(self.channels / 32)) * 32}"
+            )
+        if self.codebook_size < 2 or self.codebook_dim < 1:
+            raise UserError(
+                "a codebook needs at least 2 codes of dimension 1; got "
+                f"codebook_size {self.codebook_size}, codebook_dim {self.codebook_dim}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of the latent map's cells."""
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that this tokenizer speaks of."""
+        return self.scales[-1] * self.stride
+
+    def check_image_size(self, image_size_px: int) -> None:
+        """Refuse images whose latent map is not the finest token map.
+
+        Raises:
+            UserError: With the side that the scales must end at.
+        """
+        if image_size_px == self.image_size:
+            return
+        if image_size_px % self.stride:
+            raise UserError(
+                f"image size {image_size_px} px is no multiple of the tokenizer's stride "
+                f"{self.stride}; take {round(image_size_px / self.stride) * self.stride} px"
+            )
+        side = image_size_px // self.stride
+        raise UserError(
+            f"scales must end at {side} (image {image_size_px} px / stride {self.stride}); "
+            f"got {list(self.scales)}. Try --model.tokenizer.scales {_suggest(side)}"
+        )
+
+
+@dataclass(frozen=True)
+class VARConfig(PlainConfig):
+    """Shape of the transformer. `depth` is the one dial: 16, 20, 24, 30 as in the paper."""
+
+    depth: int = 16
+    """Number of blocks; width, heads and drop path follow from it."""
+    width: int = 0
+    """C, the model dimension; 0 = 64 * depth."""
+    num_heads: int = 0
+    """Attention heads; 0 = depth, so that a head has 64 dimensions."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over `width`."""
+    drop_path: float = -1.0
+    """Stochastic depth of the last block, rising linearly from 0; -1 = 0.1 * depth / 24."""
+    class_dropout: float = 0.1
+    """Share of the labels replaced by the unconditional one while training, for guidance."""
+    qk_l2_norm: bool = True
+    """Normalise queries and keys to unit length with a learned scale per head."""
+    shared_adaln: bool = False
+    """One AdaLN projection for all blocks plus a small offset each (official d36-s)."""
+    gamma_init: float = 1e-3
+    """Scale of the initial residual gates (`alng`): 1e-3 for d16 and d20, 1e-5 for d30."""
+    head_init: float = 0.02
+    """Scale of the initial output projection, so that training starts at ln V."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise UserError(f"var.depth must be at least 1; got {self.depth}")
+        if self.resolved_width % self.resolved_heads:
+            raise UserError(
+                f"var.width {self.resolved_width} does not divide into {self.resolved_heads} "
+                "heads; set var.num_heads to a divisor"
+            )
+
+    @property
+    def resolved_width(self) -> int:
+        """C after the rule `64 * depth`."""
+        return self.width or 64 * self.depth
+
+    @property
+    def resolved_heads(self) -> int:
+        """Heads after the rule `depth`, kept when only the width was set."""
+        return self.num_heads or self.depth
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of one attention head."""
+        return self.resolved_width // self.resolved_heads
+
+    @property
+    def resolved_drop_path(self) -> float:
+        """Stochastic depth after the rule `0.1 * depth / 24`."""
+        return 0.1 * self.depth / 24 if self.drop_path < 0 else self.drop_path
+
+
+def _suggest(side: int) -> str:
+    """A plausible schedule that ends at `side`: the paper's when it fits, else growing steps."""
+    known = {
+        16: TokenizerConfig.scales,
+        32: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+        64: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+    }
+    if side in known:
+        return str(list(known[side])).replace(" ", "")
+    grown = [s for s in (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45) if s < side]
+    return str([*grown, side]).replace(" ", "")

@@ -1,0 +1,171 @@
+"""Model folders that describe themselves: `config.json` beside `model.safetensors`.
+
+A VAR folder also holds `tokenizer/`, so it can draw pictures without anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from varlit.errors import UserError
+from varlit.models.config import TokenizerConfig, VARConfig
+from varlit.models.var import VAR
+from varlit.models.vqvae import VQVAE
+
+CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
+FORMAT_VERSION = 1
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class LoadedVAR:
+    """A transformer and the tokenizer whose tokens it speaks, both frozen and in eval mode."""
+
+    var: VAR
+    tokenizer: VQVAE
+    class_names: tuple[str, ...] = ()
+
+
+def tokenizer_hash(network: VQVAE) -> str:
+    """Fingerprint of a tokenizer: sha256 over its config and weights in canonical order."""
+    digest = hashlib.sha256(json.dumps(network.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tokenizer(network: VQVAE, folder: Path) -> None:
+    """Write a tokenizer folder."""
+    _write(folder, {"model": "tokenizer", "tokenizer": network.config.to_dict()}, network)
+
+
+def load_tokenizer(folder: Path | str) -> VQVAE:
+    """Read a tokenizer folder.
+
+    Raises:
+        UserError: If the folder holds no tokenizer, or a damaged one.
+    """
+    folder = Path(folder)
+    config = read_model_config(folder)
+    if config["model"] != "tokenizer":
+        raise UserError(f"{folder} holds a {config['model']}, not a tokenizer; give its run folder")
+    return _read_weights(VQVAE(TokenizerConfig.of(config["tokenizer"])), folder)
+
+
+def save_var(
+    network: VAR, tokenizer_folder: Path, folder: Path, class_names: Sequence[str] = ()
+) -> None:
+    """Write a VAR folder; the tokenizer is linked or copied beside it."""
+    config = {
+        "model": "var",
+        "var": network.config.to_dict(),
+        "num_classes": network.num_classes,
+        "tokenizer": network.tokenizer_config.to_dict(),
+        "class_names": list(class_names),
+    }
+    _write(folder, config, network)
+    (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        _link_or_copy(tokenizer_folder / name, folder / TOKENIZER_FOLDER / name)
+
+
+def load_var(folder: Path | str) -> LoadedVAR:
+    """Read a VAR folder together with its tokenizer.
+
+    Raises:
+        UserError: If the folder holds no VAR, or a damaged one.
+    """
+    folder = Path(folder)
+    config = read_model_config(folder)
+    if config["model"] != "var":
+        raise UserError(
+            f"{folder} holds a {config['model']}, not a VAR; `varlit reconstruct` takes tokenizers"
+        )
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    var = VAR(VARConfig.of(config["var"]), tokenizer.config, config["num_classes"])
+    names = tuple(config.get("class_names", ()))
+    return LoadedVAR(_read_weights(var, folder), tokenizer, names)
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Read the config of a model folder.
+
+    Raises:
+        UserError: If there is none or it is damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"no model in {folder}: {CONFIG_FILE} is missing. A run writes it with its first "
+            "checkpoint; is this the folder of a run, such as runs/<name>?"
+        ) from None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; copy it again from the run") from None
+    if not isinstance(config, dict) or config.get("model") not in ("tokenizer", "var"):
+        raise UserError(f"{path} does not describe a varlit model")
+    return config
+
+
+def _read_weights(network: M, folder: Path) -> M:
+    path = folder / WEIGHTS_FILE
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy the whole folder of the run") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy it again from the run") from None
+    _check_same_keys(network.state_dict(), weights, path)
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
+
+
+def _check_same_keys(expected: dict[str, Tensor], got: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in expected.items():
+        if name not in got:
+            raise UserError(f"{path} lacks `{name}`; it does not fit the config.json beside it")
+        if got[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: `{name}` has shape {list(got[name].shape)}, but config.json describes "
+                f"{list(tensor.shape)}; the two files are not of one model"
+            )
+    if surplus := set(got) - set(expected):
+        raise UserError(f"{path} has unknown weights, such as `{min(surplus)}`")
+
+
+def _write(folder: Path, config: dict[str, Any], network: nn.Module) -> None:
+    """Weights first, then the config that makes them visible; each renamed into place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    temporary = folder / f"{WEIGHTS_FILE}.tmp{os.getpid()}"
+    save_file(weights, temporary)
+    os.replace(temporary, folder / WEIGHTS_FILE)
+    temporary = folder / f"{CONFIG_FILE}.tmp{os.getpid()}"
+    temporary.write_text(json.dumps({"format": FORMAT_VERSION, **config}, indent=2) + "\n")
+    os.replace(temporary, folder / CONFIG_FILE)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Share the file on disk where the file system can, else copy it."""
+    if target.exists() and target.samefile(source):
+        return
+    temporary = target.with_name(f"{target.name}.tmp{os.getpid()}")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

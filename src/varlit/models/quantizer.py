@@ -1,0 +1,142 @@
+"""The multi-scale residual quantizer: VAR Algorithms 1 (encode) and 2 (decode) on one step.
+
+Training, caching, sampling and editing all walk the scales through `accumulate` and `next_input`.
+Everything runs in strict fp32, whatever the precision around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varlit.models.config import TokenizerConfig
+from varlit.ops.pyramid import enlarge, shrink, to_map, to_sequence
+from varlit.ops.quantize import nearest_code, strict_fp32
+from varlit.ops.scales import Scales
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the quantizer made of a latent map, ready for the losses."""
+
+    f_hat: Tensor  # (B, C, h, w), straight-through gradient to the input
+    tokens: Tensor  # (B, L) int64
+    codebook_loss: Tensor  # (K,) mean squared error that moves the codes
+    commitment_loss: Tensor  # (K,) the same that moves the encoder
+
+
+class MultiScaleQuantizer(nn.Module):
+    """One codebook for all scales, a residual pyramid, and phi convolutions that smooth it."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.scales = Scales(config.scales)
+        self.search = config.search
+        self.phi_ratio = config.phi_ratio
+        self.codebook = nn.Embedding(config.codebook_size, config.codebook_dim)
+        self.phi_index = self.scales.phi_index(config.num_phi)
+        dim = config.codebook_dim
+        self.phis = nn.ModuleList(
+            nn.Conv2d(dim, dim, kernel_size=3, padding=1) for _ in range(max(self.phi_index) + 1)
+        )
+        # vaex initialises codes uniformly within C^-0.5 / 36.
+        bound = dim**-0.5 / 36
+        nn.init.uniform_(self.codebook.weight, -bound, bound)
+
+    def accumulate(self, f_hat: Tensor, embedding: Tensor, k: int) -> Tensor:
+        """Add scale k's token map to the image so far (Algorithm 2, lines 4 to 6).
+
+        Args:
+            f_hat: Sum of the coarser scales (B, C, h, w).
+            embedding: Codes of scale k as a map (B, C, h_k, w_k).
+            k: Index of the scale, 0 the coarsest.
+        """
+        return f_hat + self._phi(enlarge(embedding, f_hat.shape[-1]), k)
+
+    def next_input(self, f_hat: Tensor, k: int) -> Tensor:
+        """What the transformer sees when it predicts scale k + 1.  # (B, l_{k+1}, C)"""
+        return to_sequence(shrink(f_hat, self.scales.sides[k + 1]))
+
+    def embed(self, tokens: Tensor, k: int) -> Tensor:
+        """Codes of scale k's tokens (B, l_k) as a map.  # (B, C, h_k, w_k)"""
+        return to_map(self.codebook(tokens), self.scales.sides[k])
+
+    def empty(self, batch_size: int) -> Tensor:
+        """The image before any scale: zeros (B, C, h, w)."""
+        weight, side = self.codebook.weight, self.scales.final_side
+        return weight.new_zeros(batch_size, weight.shape[1], side, side, dtype=torch.float32)
+
+    @torch.no_grad()
+    def encode(self, f: Tensor) -> Tensor:
+        """Tokens of latent maps (B, C, h, w), VAR Algorithm 1.  # (B, L) int64"""
+        with strict_fp32(f.device):
+            residual, maps = f.float().clone(), []
+            for k in range(self.scales.num_scales):
+                tokens = self._search(residual, k)
+                residual -= self._phi(enlarge(self.embed(tokens, k), f.shape[-1]), k)
+                maps.append(tokens)
+            return self.scales.merge(maps)
+
+    def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
+        """Latent maps from the first `num_scales` scales of (B, L), VAR Algorithm 2."""
+        with strict_fp32(tokens.device):
+            f_hat = self.empty(len(tokens))
+            for k, part in enumerate(self.scales.split(tokens)[:num_scales]):
+                f_hat = self.accumulate(f_hat, self.embed(part, k), k)
+            return f_hat
+
+    def teacher_inputs(self, tokens: Tensor) -> Tensor:
+        """Transformer inputs of all scales but the first, from true tokens (B, L).
+
+        Scale k + 1 sees the sum of scales 0 to k, averaged down to its own side.
+
+        Returns:
+            (B, L - l_0, C) fp32.
+        """
+        with strict_fp32(tokens.device):
+            f_hat, inputs = self.empty(len(tokens)), []
+            for k, part in enumerate(self.scales.split(tokens)[:-1]):
+                f_hat = self.accumulate(f_hat, self.embed(part, k), k)
+                inputs.append(self.next_input(f_hat, k))
+            if not inputs:
+                return f_hat.new_zeros(len(tokens), 0, f_hat.shape[1])
+            return torch.cat(inputs, dim=1)
+
+    def forward(self, f: Tensor) -> Quantized:
+        """Quantize with gradients: to the codes and phi by the losses, to `f` straight through.
+
+        The losses compare every partial sum with the whole latent map, as official VAR does.
+        """
+        with strict_fp32(f.device):
+            f = f.float()
+            target = f.detach()
+            residual, f_hat = target.clone(), torch.zeros_like(target)
+            maps, codebook_loss, commitment_loss = [], [], []
+            for k in range(self.scales.num_scales):
+                tokens = self._search(residual, k)
+                step = self._phi(enlarge(self.embed(tokens, k), f.shape[-1]), k)
+                f_hat = f_hat + step
+                residual = residual - step.detach()
+                maps.append(tokens)
+                codebook_loss.append(F.mse_loss(f_hat, target))
+                commitment_loss.append(F.mse_loss(f, f_hat.detach()))
+            return Quantized(
+                f_hat=f + (f_hat - f).detach(),
+                tokens=self.scales.merge(maps),
+                codebook_loss=torch.stack(codebook_loss),
+                commitment_loss=torch.stack(commitment_loss),
+            )
+
+    @torch.no_grad()
+    def _search(self, residual: Tensor, k: int) -> Tensor:
+        """Nearest codes of the residual at scale k.  # (B, l_k)"""
+        z = to_sequence(shrink(residual, self.scales.sides[k]))
+        nearest = nearest_code(z.flatten(0, 1), self.codebook.weight.float(), self.search)
+        return nearest.view(z.shape[:2])
+
+    def _phi(self, h: Tensor, k: int) -> Tensor:
+        """Blend a map with its convolution, phi_k of Algorithm 1."""
+        return h.lerp(self.phis[self.phi_index[k]](h), self.phi_ratio)

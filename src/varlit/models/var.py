@@ -1,0 +1,182 @@
+"""The stage-2 network: a transformer that predicts the next token map from all coarser ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varlit.errors import UserError
+from varlit.models.blocks import Block, KeyValueCache, Modulation, modulate
+from varlit.models.config import TokenizerConfig, VARConfig
+from varlit.models.initialization import initialize_var
+from varlit.ops.scales import Scales
+
+
+@dataclass
+class SamplingState:
+    """Everything that one batch of images carries from scale to scale."""
+
+    modulations: list[Modulation]
+    head: tuple[Tensor, Tensor]  # scale and shift before the output projection, (B, 1, C)
+    start: Tensor  # class embedding (B, C)
+    caches: list[KeyValueCache]
+    scale_index: int = 0
+
+
+class VAR(nn.Module):
+    """Visual autoregressive transformer (Tian et al. 2024, section 3.2).
+
+    Args:
+        config: Depth and its companions.
+        tokenizer: Whose tokens are predicted: gives V, the code dimension and the scales.
+        num_classes: Labels 0 to num_classes - 1; `num_classes` itself is the unconditional one.
+    """
+
+    def __init__(self, config: VARConfig, tokenizer: TokenizerConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        self.tokenizer_config = tokenizer
+        self.scales = Scales(tokenizer.scales)
+        width, num_tokens = config.resolved_width, self.scales.num_tokens
+        self.class_embedding = nn.Embedding(num_classes + 1, width)
+        self.input_projection = nn.Linear(tokenizer.codebook_dim, width)
+        self.start_position = nn.Parameter(torch.empty(1, self.scales.lengths[0], width))
+        self.position = nn.Parameter(torch.empty(1, num_tokens, width))
+        self.level_embedding = nn.Embedding(self.scales.num_scales, width)
+        rise = config.resolved_drop_path / max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(Block(config, i * rise) for i in range(config.depth))
+        if config.shared_adaln:
+            self.shared_adaln = nn.Linear(width, 6 * width)
+        self.head_adaln = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, tokenizer.codebook_size)
+        initialize_var(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.position.device
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast(list[Block], list(self.blocks))
+
+    def forward(self, labels: Tensor, teacher_inputs: Tensor) -> Tensor:
+        """Logits of all tokens under teacher forcing.
+
+        Args:
+            labels: Classes (B,). While training, a share `class_dropout` of them is replaced by
+                the unconditional class; never in eval mode.
+            teacher_inputs: (B, L - l_0, codebook_dim), from `VQVAE.teacher_inputs`.
+
+        Returns:
+            (B, L, V).
+        """
+        labels = self.check_labels(labels)
+        if self.training and self.config.class_dropout > 0:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.config.class_dropout
+            labels = labels.masked_fill(dropped, self.num_classes)
+        start = self.class_embedding(labels)
+        with torch.autocast(start.device.type, enabled=False):
+            x = torch.cat((self._start_tokens(start), self._project(teacher_inputs)), dim=1)
+            x = x + self._positions()
+        condition = self._condition(start)
+        mask = self._mask(x.device)
+        for block in self.layers:
+            x = block(x, block.modulation(condition), mask)
+        return self._logits(x, self._head_modulation(start))
+
+    def begin(self, labels: Tensor) -> SamplingState:
+        """Prepare to draw images of `labels` (B,): read the classes, allocate the cache once."""
+        start = self.class_embedding(self.check_labels(labels))
+        condition = self._condition(start)
+        modulations = [block.modulation(condition) for block in self.layers]
+        dtype = modulations[0].shift_attention.dtype
+        heads, head_dim = self.config.resolved_heads, self.config.head_dim
+        shape = (len(labels), heads, self.scales.num_tokens, head_dim)
+        caches = [
+            KeyValueCache(
+                torch.empty(shape, dtype=dtype, device=start.device),
+                torch.empty(shape, dtype=dtype, device=start.device),
+            )
+            for _ in self.blocks
+        ]
+        return SamplingState(modulations, self._head_modulation(start), start, caches)
+
+    def advance(self, state: SamplingState, scale_input: Tensor | None = None) -> Tensor:
+        """Logits of the next scale, given what was drawn so far.
+
+        Args:
+            state: From `begin`; moves one scale on.
+            scale_input: (B, l_k, codebook_dim), `next_input` of the quantizer; None at scale 0.
+
+        Returns:
+            (B, l_k, V).
+        """
+        k = state.scale_index
+        x = self._start_tokens(state.start) if scale_input is None else self._project(scale_input)
+        x = x + self._positions()[:, self.scales.token_slice(k)]
+        for block, modulation, cache in zip(
+            self.blocks, state.modulations, state.caches, strict=True
+        ):
+            x = block(x, modulation, cache=cache)
+        state.scale_index = k + 1
+        return self._logits(x, state.head)
+
+    def check_labels(self, labels: Tensor) -> Tensor:
+        """Return the labels as int64.
+
+        Raises:
+            UserError: If one is outside 0 to num_classes (which is the unconditional one).
+        """
+        # A look at the values waits for the GPU; there the embedding's own assertion must do.
+        out = labels.device.type == "cpu" and len(labels) > 0
+        if out and (labels.min() < 0 or labels.max() > self.num_classes):
+            raise UserError(
+                f"labels must lie in 0..{self.num_classes - 1} ({self.num_classes} = "
+                f"unconditional); got {int(labels.min())}..{int(labels.max())}"
+            )
+        return labels.long()
+
+    def _start_tokens(self, start: Tensor) -> Tensor:
+        return start.unsqueeze(1) + self.start_position  # (B, l_0, C)
+
+    def _project(self, inputs: Tensor) -> Tensor:
+        return self.input_projection(inputs.to(self.input_projection.weight.dtype))
+
+    def _positions(self) -> Tensor:
+        """Position plus level embeddings.  # (1, L, C)"""
+        return self.level_embedding(self._levels(self.device)) + self.position
+
+    def _condition(self, start: Tensor) -> Tensor:
+        condition = F.silu(start)
+        if self.config.shared_adaln:
+            return self.shared_adaln(condition).unflatten(1, (6, -1))
+        return condition
+
+    def _head_modulation(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.head_adaln(F.silu(start)).unsqueeze(1).chunk(2, dim=-1)
+        return scale, shift
+
+    def _logits(self, x: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
+        return self.head(modulate(x.float(), *head).to(self.head.weight.dtype))
+
+    def _levels(self, device: torch.device) -> Tensor:
+        return self._constant("levels", device)
+
+    def _mask(self, device: torch.device) -> Tensor:
+        return self._constant("mask", device)
+
+    def _constant(self, name: str, device: torch.device) -> Tensor:
+        """Levels and mask, built once per device and never part of the state."""
+        constants = self.__dict__.setdefault("_constants", {})
+        if (name, device) not in constants:
+            make = self.scales.levels if name == "levels" else self.scales.block_causal_mask
+            constants[name, device] = make(device)
+        constant = constants[name, device]
+        assert isinstance(constant, Tensor)
+        return constant

@@ -1,0 +1,109 @@
+"""The stage-1 network: encoder, multi-scale quantizer, decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from varlit.errors import UserError
+from varlit.models.autoencoder import Decoder, Encoder
+from varlit.models.config import TokenizerConfig
+from varlit.models.quantizer import MultiScaleQuantizer
+from varlit.ops.quantize import strict_fp32
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """A differentiable pass through the tokenizer."""
+
+    reconstruction: Tensor  # (B, 3, H, W), not clamped
+    tokens: Tensor  # (B, L) int64
+    codebook_loss: Tensor  # (K,) unweighted
+    commitment_loss: Tensor  # (K,) unweighted
+
+
+class VQVAE(nn.Module):
+    """Multi-scale VQ autoencoder; images are float (B, 3, H, W) in [-1, 1].
+
+    >>> tokenizer = VQVAE(TokenizerConfig(channels=32, channel_multipliers=(1, 1), scales=(1, 4)))
+    >>> tokenizer.encode(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 17])
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.codebook_dim
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.quant_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
+        self.post_quant_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
+        self.quantizer = MultiScaleQuantizer(config)
+        self.scales = self.quantizer.scales
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's output convolution, where the GAN weight is balanced."""
+        weight = self.decoder.conv_out.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def features(self, images: Tensor) -> Tensor:
+        """Latent maps of images before quantization.  # (B, C, h, w) fp32
+
+        Raises:
+            UserError: If the images are not of this tokenizer's size.
+        """
+        size = self.config.image_size
+        if images.shape[-2:] != (size, size):
+            raise UserError(
+                f"this tokenizer takes {size}x{size} px images; got "
+                f"{images.shape[-1]}x{images.shape[-2]}. Resize or crop them first"
+            )
+        h = self.encoder(images)
+        with torch.autocast(h.device.type, enabled=False):
+            return self.quant_conv(h.float())
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Token pyramids of images, in strict fp32 so that they are reproducible.  # (B, L)"""
+        with strict_fp32(images.device):
+            return self.quantizer.encode(self.features(images.float()))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of token pyramids (B, L), clamped to [-1, 1].  # (B, 3, H, W)"""
+        return self.decode_features(self.quantizer.decode(tokens))
+
+    @torch.no_grad()
+    def decode_prefix(self, tokens: Tensor, num_scales: int) -> Tensor:
+        """Images from the first `num_scales` token maps only.  # (B, 3, H, W)"""
+        return self.decode_features(self.quantizer.decode(tokens, num_scales))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Encode and decode.  # (B, 3, H, W)"""
+        return self.decode(self.encode(images))
+
+    @torch.no_grad()
+    def teacher_inputs(self, tokens: Tensor) -> Tensor:
+        """What the transformer sees under teacher forcing.  # (B, L - l_0, C)"""
+        return self.quantizer.teacher_inputs(tokens)
+
+    def decode_features(self, f_hat: Tensor) -> Tensor:
+        """Images of quantized latent maps, clamped to [-1, 1].  # (B, 3, H, W)"""
+        return self._decode(f_hat).float().clamp(-1, 1)
+
+    def forward(self, images: Tensor) -> TokenizerOutput:
+        """Reconstruct images differentiably, for training."""
+        quantized = self.quantizer(self.features(images))
+        return TokenizerOutput(
+            reconstruction=self._decode(quantized.f_hat),
+            tokens=quantized.tokens,
+            codebook_loss=quantized.codebook_loss,
+            commitment_loss=quantized.commitment_loss,
+        )
+
+    def _decode(self, f_hat: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(f_hat))

@@ -1,0 +1,1 @@
+"""The LightningModules of both stages, their optimizers, schedules and averages."""

@@ -1,0 +1,27 @@
+"""Averaged weights: a second network that follows the trained one."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from varlit.ops.schedules import ema_decay
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def averaged_copy(network: N) -> N:
+    """A frozen copy in eval mode, to be moved by `update_average`."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move the average towards the network, faster in the first steps; buffers are copied."""
+    weight = 1 - ema_decay(decay, step)
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+    for target, source in zip(average.buffers(), network.buffers(), strict=True):
+        target.copy_(source)

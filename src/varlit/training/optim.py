@@ -1,0 +1,124 @@
+"""Optimizers of both stages: typed settings, parameter groups, schedules set step by step."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from varlit.errors import UserError
+from varlit.models.config import PlainConfig
+from varlit.ops.schedules import cosine_between, lr_factor
+
+# Embeddings of place and class-independent gates are few and must not shrink (official VAR).
+NO_DECAY_WORDS = ("position", "level_embedding", "log_scale", "adaln_offset", "codebook")
+IMAGES_PER_LR = 256
+
+
+@dataclass(frozen=True)
+class OptimConfig(PlainConfig):
+    """AdamW and its schedule, independent of batch size and length of training."""
+
+    lr: float = 1e-4
+    """Peak learning rate per 256 images of global batch; the rate used is lr * batch / 256."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging of gradients and their squares."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices; biases, gains and places have none."""
+    weight_decay_end: float = -1.0
+    """Weight decay at the end, reached along half a cosine; -1 = constant."""
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """Shape of the learning rate after the warm-up."""
+    warmup: float = 0.02
+    """Share of all steps that the learning rate rises for."""
+    warmup_start: float = 0.005
+    """Share of the peak that the warm-up starts at."""
+    final_lr: float = 0.1
+    """Share of the peak that the schedule ends at."""
+    grad_clip: float = 2.0
+    """Largest gradient norm; 0 = no clipping."""
+    ema_decay: float = 0.0
+    """Averaging of the weights that validation, pictures and exports use; 0 = none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.lr <= 0:
+            raise UserError(f"optim.lr must be positive; got {self.lr}")
+        for name in ("warmup", "final_lr", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"optim.{name} must lie in 0..1; got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TokenizerOptimConfig(OptimConfig):
+    """AdamW of stage 1; the defaults are those of vaex, by VAR's authors."""
+
+    betas: tuple[float, float] = (0.5, 0.9)
+    """AdamW's averaging of gradients and their squares, for both networks."""
+    weight_decay: float = 0.005
+    """Decoupled weight decay of the tokenizer's matrices."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup: float = 0.01
+    """Share of all steps that the learning rate rises for."""
+    final_lr: float = 0.3
+    """Share of the peak that the schedule ends at."""
+    grad_clip: float = 10.0
+    """Largest gradient norm, of each network by itself; 0 = no clipping."""
+    ema_decay: float = 0.9999
+    """Averaging of the tokenizer's weights, with warm-up; 0 = none."""
+    disc_weight_decay: float = 0.0005
+    """Decoupled weight decay of the discriminator."""
+
+
+def build_adamw(
+    network: nn.Module, config: OptimConfig, weight_decay: float | None = None
+) -> AdamW:
+    """AdamW over two groups: matrices with decay, everything else without."""
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        exempt = parameter.ndim <= 1 or name.endswith("bias")
+        exempt = exempt or any(word in name for word in NO_DECAY_WORDS)
+        (rest if exempt else decay).append(parameter)
+    wd = config.weight_decay if weight_decay is None else weight_decay
+    groups = [
+        {"params": decay, "weight_decay": wd, "decays": True},
+        {"params": rest, "weight_decay": 0.0, "decays": False},
+    ]
+    # Lightning moves the weights before it asks for optimizers, so the device is known here.
+    fused = all(p.device.type in ("cuda", "cpu") for p in network.parameters())
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def set_schedule(
+    optimizer: Optimizer, config: OptimConfig, step: int, total_steps: int, batch_size: int
+) -> None:
+    """Write learning rate and weight decay of `step` into an optimizer.
+
+    They are functions of the step alone, so nothing has to be saved and resuming is exact.
+    """
+    factor = lr_factor(
+        config.schedule,
+        step,
+        total_steps,
+        warmup_steps=round(config.warmup * total_steps),
+        start=config.warmup_start,
+        final=config.final_lr,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * batch_size / IMAGES_PER_LR * factor
+        if group["decays"] and config.weight_decay_end >= 0:
+            group["weight_decay"] = cosine_between(
+                config.weight_decay, config.weight_decay_end, step, total_steps
+            )
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Norm over all gradients, without waiting for the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

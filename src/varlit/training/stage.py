@@ -1,0 +1,69 @@
+"""What the LightningModules of both stages share: length, batch, seeds, resuming safely."""
+
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from varlit.errors import UserError
+
+SEED_STRIDE = 1_000_003
+
+
+class StageModule(LightningModule):
+    """A stage of training whose randomness and schedules are functions of the step."""
+
+    # Keys of hyper_parameters that decide the shapes of weights, by group.
+    architecture_keys: tuple[str, ...] = ()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images per optimizer step over all devices."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return int(getattr(datamodule, "batch_size", 256))
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether Lightning will write this step's scalars; only then are they computed."""
+        every: int = getattr(self.trainer, "log_every_n_steps", 1)
+        return (self.global_step + 1) % every == 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed this step by (seed, step, rank): a resumed run draws what the whole one drew."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        micro_step = batch_idx % self.trainer.accumulate_grad_batches
+        place = self.global_step * self.trainer.accumulate_grad_batches + micro_step
+        place = place * self.trainer.world_size + self.global_rank
+        torch.manual_seed((seed * SEED_STRIDE + place) % 2**63)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture by the name of the field.
+
+        Raises:
+            UserError: With both values and the two ways out.
+        """
+        saved, today = checkpoint.get("hyper_parameters", {}), self.hparams
+        for group in self.architecture_keys:
+            before, now = _flatten(group, saved.get(group)), _flatten(group, today.get(group))
+            for key in sorted(set(before) | set(now)):
+                if before.get(key) != now.get(key):
+                    raise UserError(
+                        f"the checkpoint of this run has {key} = {before.get(key)}, but now it is "
+                        f"{now.get(key)}. Set it back, or start another run with another --name"
+                    )
+
+
+def _flatten(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {f"{name}.{key}": _plain(item) for key, item in value.items()}
+    return {name: _plain(value)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,88 @@
+"""`varlit info`: exact counts, sane estimates, by recipe and by run."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from varlit.cli import main as command_line
+from varlit.cli.costs import ShapesOnly, count, traced
+from varlit.cli.info import find_settings, merge, parse_overrides
+from varlit.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_d16_has_the_official_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["info", "d16"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"parameters\s+310 M .*width 1024, 16 heads", told)
+    assert re.search(r"tokens\s+680 an image of 256 px", told)
+    assert re.search(r"peak lr 0\.0003 = 0\.0001 x 768 / 256", told)
+    assert "1,668 an epoch" in told
+
+
+def test_the_tokenizer_has_the_official_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["info", "imagenet256"]) == 0
+    told = capsys.readouterr().out
+    # official-code.md: tokenizing an image takes 215 GFLOPs.
+    assert "215 GFLOPs to encode" in told
+    assert re.search(r"parameters\s+109 M", told)
+    assert "discriminator" in told
+
+
+def test_overrides_change_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["info", "d16", "--model.var.depth", "20"]) == 0
+    assert "width 1280, 20 heads" in capsys.readouterr().out
+
+
+def test_a_name_of_both_stages_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["info", "digits"]) == 0
+    told = capsys.readouterr().out
+    assert "[tokenizer]" in told
+    assert "[var]" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["d61"], "did you mean `d16`"),
+        (["d16", "--model.var.dept", "3"], "did you mean `depth`"),
+        (["d16", "depth=3"], "--model.var.depth 20"),
+        (["d16", "--model.var.depth"], "--model.var.depth 20"),
+    ],
+)
+def test_mistakes_are_answered(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["info", *words]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_stage_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("trainer: {max_epochs: 1}\n")
+    with pytest.raises(UserError, match="recipe of no stage"):
+        find_settings(str(path))
+    path.write_text("model: {var: {depth: 2}}\n")
+    assert find_settings(str(path)) == [("var", path)]
+
+
+def test_settings_merge_as_the_parser_merges_them() -> None:
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+    assert parse_overrides(["--a.b", "1", "--a.c=[2]"]) == {"a": {"b": 1, "c": [2]}}
+
+
+def test_a_trace_counts_operations_and_what_autograd_keeps() -> None:
+    with torch.device("meta"), ShapesOnly():
+        network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        found = traced(lambda: network(torch.empty(3, 8)), network)
+    assert count(network) == 8 * 16 + 16 + 16 * 4 + 4
+    assert found.flops == 2 * 3 * (8 * 16 + 16 * 4)
+    # The input of the first layer and the output of the ReLU, in fp32; weights are not counted.
+    assert found.saved_bytes == 4 * (3 * 8 + 3 * 16)

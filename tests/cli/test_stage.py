@@ -1,0 +1,154 @@
+"""Both stages from the command line, at toy size: runs, resumes, refusals."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from varlit.cli import main as command_line
+
+TINY = [
+    *("--model.tokenizer.num_res_blocks", "1"),
+    *("--model.tokenizer.channel_multipliers", "[1,1,1,1]"),
+    *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
+    *("--data.batch_size", "8", "--reconstructions.every_n_steps", "0"),
+]
+FIT = ["tokenizer", "fit", "-c", "digits", "--name", "tok", *TINY]
+
+
+def run(*words: str) -> int:
+    return command_line.main(list(words))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a tokenizer trained for two steps, as the current folder."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("IMAGENET_DIR", raising=False)
+        assert run(*FIT, "--trainer.max_steps", "2") == 0
+        yield folder
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def test_a_run_leaves_its_settings_checkpoint_and_weights(folder: Path) -> None:
+    names = {path.name for path in (folder / "runs" / "tok").iterdir()}
+    assert names >= {"fit.yaml", "checkpoints", "config.json", "model.safetensors"}
+    checkpoint = load(folder / "runs/tok/checkpoints/last.ckpt")
+    assert checkpoint["global_step"] == 2
+    assert checkpoint["hyper_parameters"]["image_size"] == 32, "linked from the data"
+    config = yaml.safe_load((folder / "runs/tok/fit.yaml").read_text())
+    assert config["data"]["class_path"].endswith("DigitsDataModule")
+    assert config["data"]["init_args"]["image_size"] == 32, "not the first choice's 256"
+    assert "class_path" not in config["model"]["tokenizer"]
+
+
+def test_a_dry_run_touches_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((folder / "runs").rglob("*"))
+    assert run("tokenizer", "fit", "-c", "digits", "--name", "dry", "--dry_run") == 0
+    told = capsys.readouterr().out
+    assert "runs/dry" in told
+    assert "parameters" in told
+    assert sorted((folder / "runs").rglob("*")) == before
+
+
+def test_the_same_command_goes_on_and_test_keeps_its_settings(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*FIT, "--trainer.max_steps", "3") == 0
+    captured = capsys.readouterr()
+    assert "resumed" in captured.out
+    assert "arning" not in captured.err
+    assert load(folder / "runs/tok/checkpoints/last.ckpt")["global_step"] == 3
+    before = (folder / "runs/tok/fit.yaml").read_text()
+    assert run("tokenizer", "test", "--name", "tok") == 0
+    measures = json.loads((folder / "runs/tok/metrics.json").read_text())
+    assert measures["test/psnr"] > 0
+    assert "test/psnr" in capsys.readouterr().out
+    assert (folder / "runs/tok/fit.yaml").read_text() == before
+    assert (folder / "runs/tok/test.yaml").is_file()
+
+
+def test_another_architecture_is_refused_and_leaves_the_run_as_it_was(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "runs/tok/fit.yaml").read_text()
+    assert run(*FIT, "--model.tokenizer.codebook_size", "64") == 2
+    told = capsys.readouterr().err
+    assert "codebook_size" in told
+    assert "64" in told
+    assert (folder / "runs/tok/fit.yaml").read_text() == before
+
+
+def test_the_first_start_is_silent_about_a_missing_checkpoint(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*FIT[:4], "--name", "new", *TINY, "--trainer.max_steps", "1") == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_tokens_are_cached_and_var_trains_on_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("tokenizer", "predict", "--name", "tok") == 0
+    assert "varlit var fit" in capsys.readouterr().out
+    words = ["--data.tokens", "tok", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
+    words += ["--model.var.depth", "1", "--samples.every_n_steps", "0"]
+    assert run("var", "fit", "-c", "digits", *words) == 0
+    checkpoint = load(folder / "runs/var-digits/checkpoints/last.ckpt")
+    assert checkpoint["hyper_parameters"]["num_classes"] == 10, "linked from the cache"
+    assert Path(checkpoint["hyper_parameters"]["tokenizer"]).name == "tokenizer"
+    assert run("var", "validate", "--name", "var-digits") == 0
+    assert "val/loss/mean" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "runs/broken/checkpoints/last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK not a checkpoint")
+    assert run(*FIT[:4], "--name", "broken", *TINY, "--trainer.max_steps", "1") == 2
+    assert str(path.relative_to(folder)) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "remedies"),
+    [
+        (["tokenizer", "fit", "-c", "imagenet256"], ["IMAGENET_DIR", "CONF=digits"]),
+        (["tokenizer", "fit", "-c", "folder"], ["data.root"]),
+        (["tokenizer", "fit", "-c", "folder", "--data.root", "nowhere"], ["nowhere"]),
+        (["var", "fit", "-c", "d16"], ["make cache-tokens"]),
+        (["tokenizer", "test", "--name", "typo"], ["--name"]),
+        (["tokenizer", "fit", "-c", "digits", "--root", "file"], ["file", "--root"]),
+        (["tokenizer", "fit", "-c", "digits", "--ckpt_path", "x.ckpt"], ["x.ckpt"]),
+        (["tokenizer", "fit", "-c", "digits", "--model.tokenizer.scales", "[1,2]"], ["[1,2,3,4]"]),
+    ],
+)
+def test_what_is_missing_is_said_with_its_remedy(
+    words: list[str], remedies: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").touch()
+    assert run(*words) == 2
+    told = capsys.readouterr().err
+    assert all(remedy in told for remedy in remedies), told
+    assert len(told.splitlines()) <= 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_tokenizer_by_ddp(folder: Path) -> None:
+    words = [*FIT[:4], "--name", "ddp", *TINY, "--trainer.max_steps", "1"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    words += ["--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "varlit", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("training TokenizerModule") == 1, "only the first process speaks"
+    assert load(folder / "runs/ddp/checkpoints/last.ckpt")["global_step"] == 1
