@@ -99,7 +99,7 @@ def test_the_first_start_is_silent_about_a_missing_checkpoint(
 def test_tokens_are_cached_and_var_trains_on_them(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("tokenizer", "predict", "--name", "tok") == 0
+    assert run("tokenizer", "predict", "--name", "tok", "--data.batch_size", "300") == 0
     assert "varlit var fit" in capsys.readouterr().out
     words = ["--data.tokens", "tok", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
     words += ["--model.var.depth", "1", "--samples.every_n_steps", "0"]

@@ -108,7 +108,8 @@ class Progress(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._clock.pause(time.monotonic() - self._pause_started_s)
         figures = describe_figures(trainer.callback_metrics)
-        self._terminal.say(f"validation at step {trainer.global_step:,}  {figures}".rstrip())
+        at = f" at step {trainer.global_step:,}" if trainer.state.fn == TrainerFn.FITTING else ""
+        self._terminal.say(f"validation{at}  {figures}".rstrip())
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to tell a test."""

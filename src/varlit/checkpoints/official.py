@@ -1,6 +1,7 @@
 """Names of the official VAR checkpoints and ours, in both directions.
 
-Official: FoundationVision/VAR @ 78b95394. Ours differ in names only; shapes and order are equal.
+Official: FoundationVision/VAR @ 78b95394. Ours differ in names only, but for
+`adaln_offset` (1, 6, C), which is `ada_gss` (1, 1, 6, C) there.
 """
 
 from __future__ import annotations

@@ -57,7 +57,11 @@ def place(gpus: str, trainer: dict[str, Any], precision_is_explicit: bool) -> Pl
         if not on_gpu:
             remarks.append(f"in 32-true instead of {precision}")
             precision = "32-true"
-        elif "bf16" in precision and not torch.cuda.is_bf16_supported(including_emulation=False):
+        elif (
+            "bf16" in precision
+            and torch.cuda.is_available()
+            and not torch.cuda.is_bf16_supported(including_emulation=False)
+        ):
             remarks.append(f"this GPU has no bf16: in 32-true instead of {precision}")
             precision = "32-true"
     return Placement(accelerator, devices, precision, ", ".join(remarks))

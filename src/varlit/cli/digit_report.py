@@ -20,7 +20,7 @@ from varlit.viz.poster import Section, poster
 
 NUM_CLASSES = 10
 BATCH_SIZE = 250
-NUM_SHOWN = 10
+NUM_SHOWN = 14
 
 
 def measure(
@@ -84,7 +84,7 @@ def _draw(
         frames = frames or drawn.frames
         print(f"\rdrawn {start + len(part):,}/{len(labels):,}", end="", flush=True)
     print()
-    return torch.cat(images), [frame[:NUM_CLASSES] for frame in frames]
+    return torch.cat(images), [frame[:NUM_SHOWN] for frame in frames]
 
 
 def _tokenizer_sections(digits: Digits, reconstructions: Tensor, tokenizer: VQVAE) -> list[Section]:
@@ -105,7 +105,7 @@ def _growing_section(frames: list[Tensor], tokenizer: VQVAE) -> Section:
     names = [f"after {side} x {side}" for side in tokenizer.scales.sides]
     rows = torch.cat(frames)
     grid = image_grid(rows, len(frames[0]), row_labels=names, tile_px=64, margin_px=0)
-    caption = "The same ten samples after each scale: VAR draws a whole token map at a time."
+    caption = "The first samples after each scale: VAR draws a whole token map at a time."
     return Section("Stage 2: a picture grows, scale by scale", grid, caption)
 
 

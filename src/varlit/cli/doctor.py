@@ -24,7 +24,7 @@ DISK_FIX_GIB, DISK_WARN_GIB = 1, 20
 NUM_PROBED_IMAGES = 20
 PACKAGES = (
     "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "omegaconf",
-    "torchdata", "safetensors", "scikit-learn", "tensorboard", "torch-fidelity", "lpips",
+    "safetensors", "scikit-learn", "tensorboard", "torch-fidelity", "lpips",
 )  # fmt: skip
 PAIR_REMEDY = "take both from one index: rm -rf .venv && make setup"
 

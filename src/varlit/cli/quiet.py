@@ -27,6 +27,8 @@ LOG_FILTERS = {
     "`weights_only` was not set": "conf/base.yaml sets it",
     "Restoring states from": "the start card says from which step",
     "Restored all states from": "the start card says from which step",
+    "Loaded model weights from": "metrics.json names the checkpoint",
+    "You have turned on `Trainer(detect_anomaly": "the user asked for it",
     "Detected KeyboardInterrupt": "the interrupt callback says what was saved",
 }
 

@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     from varlit.checkpoints.store import load
     from varlit.metrics.reconstruction import psnr, ssim
     from varlit.models.files import LoadedVAR
-    from varlit.viz.grids import beside, save_png, side_by_side
+    from varlit.viz.grids import save_png, side_by_side
+    from varlit.viz.poster import Section, poster
     from varlit.viz.pyramids import growing_strip
 
     loaded = load(args.run, args.root)
@@ -50,9 +51,10 @@ def main(argv: list[str]) -> int:
     quality = psnr(images, frames[-1])
     similarity = ssim(images, frames[-1])
     labels = [f"{value:.1f} dB" for value in quality.tolist()]
-    pair = side_by_side(images, frames[-1], labels=labels)
-    growing = growing_strip(frames, tokenizer.scales.names, originals=images)
-    save_png(beside([pair, growing]), args.out)
+    pair = side_by_side(images, frames[-1], labels=labels, margin_px=0)
+    growing = growing_strip(frames, tokenizer.scales.names, originals=images, margin_px=0)
+    sections = [Section("There and back", pair), Section("Growing over the scales", growing)]
+    save_png(poster(sections), args.out)
     for path, db, s in zip(args.images, quality.tolist(), similarity.tolist(), strict=True):
         print(f"{path.name}: PSNR {db:.2f} dB, SSIM {s:.3f}, {tokens.shape[1]} tokens")
     print(f"picture: {args.out}")

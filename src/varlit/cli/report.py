@@ -45,9 +45,16 @@ def print_table(title: str, measures: Mapping[str, float]) -> None:
         print(f"  {name:<{width}}  {value:10.5g}")
 
 
-def write_metrics(path: Path, measures: Mapping[str, float], checkpoint: Path | None) -> None:
-    """Write measures and the checkpoint they belong to, atomically."""
-    content = {"checkpoint": str(checkpoint) if checkpoint else None, **measures}
+def write_metrics(
+    path: Path,
+    measures: Mapping[str, float],
+    checkpoint: Path | None,
+    protocol: Mapping[str, Any],
+) -> None:
+    """Write measures, the checkpoint they belong to and how they were taken, atomically."""
+    content: dict[str, Any] = {"checkpoint": str(checkpoint) if checkpoint else None, **measures}
+    if protocol:
+        content["protocol"] = dict(protocol)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=2) + "\n")

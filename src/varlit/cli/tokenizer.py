@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         model=TokenizerModule,
         data=ImageDataModule,
         any_data=True,
+        can_accumulate=False,
         callbacks={
             "checkpoint": Checkpoint,
             "reconstructions": Reconstructions,

@@ -26,6 +26,7 @@ from varlit.models.vqvae import VQVAE
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
 FORMAT_VERSION = 1
+PARTS = {"tokenizer": ("tokenizer",), "var": ("var", "num_classes", "tokenizer")}
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -118,6 +119,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON; copy it again from the run") from None
     if not isinstance(config, dict) or config.get("model") not in ("tokenizer", "var"):
         raise UserError(f"{path} does not describe a varlit model")
+    for key in PARTS[config["model"]]:
+        if key not in config:
+            raise UserError(f"{path} lacks `{key}`; copy it again from the run")
     return config
 
 
@@ -153,10 +157,17 @@ def _write(folder: Path, config: dict[str, Any], network: nn.Module) -> None:
     weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     temporary = folder / f"{WEIGHTS_FILE}.tmp{os.getpid()}"
     save_file(weights, temporary)
+    temporary.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
     os.replace(temporary, folder / WEIGHTS_FILE)
     temporary = folder / f"{CONFIG_FILE}.tmp{os.getpid()}"
     temporary.write_text(json.dumps({"format": FORMAT_VERSION, **config}, indent=2) + "\n")
     os.replace(temporary, folder / CONFIG_FILE)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

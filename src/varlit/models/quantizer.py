@@ -42,6 +42,9 @@ class MultiScaleQuantizer(nn.Module):
         self.phis = nn.ModuleList(
             nn.Conv2d(dim, dim, kernel_size=3, padding=1) for _ in range(max(self.phi_index) + 1)
         )
+        for i in set(range(len(self.phis))) - set(self.phi_index):
+            # With fewer scales than phis one is never used; DDP would wait for its gradient.
+            self.phis[i].requires_grad_(False)
         # vaex initialises codes uniformly within C^-0.5 / 36.
         bound = dim**-0.5 / 36
         nn.init.uniform_(self.codebook.weight, -bound, bound)
@@ -54,7 +57,9 @@ class MultiScaleQuantizer(nn.Module):
             embedding: Codes of scale k as a map (B, C, h_k, w_k).
             k: Index of the scale, 0 the coarsest.
         """
-        return f_hat + self._phi(enlarge(embedding, f_hat.shape[-1]), k)
+        # The sampler calls this under autocast, where f_hat must stay what `decode` makes of it.
+        with strict_fp32(f_hat.device):
+            return f_hat + self._phi(enlarge(embedding, f_hat.shape[-1]), k)
 
     def next_input(self, f_hat: Tensor, k: int) -> Tensor:
         """What the transformer sees when it predicts scale k + 1.  # (B, l_{k+1}, C)"""

@@ -87,7 +87,8 @@ def build_adamw(
         (rest if exempt else decay).append(parameter)
     wd = config.weight_decay if weight_decay is None else weight_decay
     groups = [
-        {"params": decay, "weight_decay": wd, "decays": True},
+        # A decay of its own, the discriminator's, does not follow weight_decay_end.
+        {"params": decay, "weight_decay": wd, "decays": weight_decay is None},
         {"params": rest, "weight_decay": 0.0, "decays": False},
     ]
     # Lightning moves the weights before it asks for optimizers, so the device is known here.

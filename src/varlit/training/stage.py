@@ -14,6 +14,9 @@ SEED_STRIDE = 1_000_003
 class StageModule(LightningModule):
     """A stage of training whose randomness and schedules are functions of the step."""
 
+    # How the last test measured, for metrics.json.
+    test_protocol: dict[str, Any]
+
     # Keys of hyper_parameters that decide the shapes of weights, by group.
     architecture_keys: tuple[str, ...] = ()
 

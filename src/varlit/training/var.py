@@ -9,11 +9,18 @@ from torch import Tensor
 from varlit.errors import UserError
 from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
 from varlit.losses.next_scale import next_scale_loss
+from varlit.metrics.fid import InceptionMetrics
 from varlit.models.config import VARConfig
 from varlit.models.files import load_tokenizer, save_var, tokenizer_hash
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.training.ema import averaged_copy, update_average
+from varlit.training.evaluation import (
+    PAPER_NUM_IMAGES,
+    EvaluationConfig,
+    measure_samples,
+    open_metrics,
+)
 from varlit.training.optim import OptimConfig, build_adamw, gradient_norm, set_schedule
 from varlit.training.stage import StageModule
 
@@ -30,6 +37,7 @@ class VARModule(StageModule):
         num_classes: int = 1000,
         tokenizer: str = "",
         label_smoothing: float = 0.0,
+        evaluation: EvaluationConfig = EvaluationConfig(),
     ) -> None:
         """Build the transformer and read its tokenizer.
 
@@ -39,10 +47,15 @@ class VARModule(StageModule):
             num_classes: Number of labels; taken from the cache.
             tokenizer: Folder of the tokenizer that made the cache; taken from the cache.
             label_smoothing: Share of probability spread over all codes.
+            evaluation: What `varlit var test` draws and compares with.
         """
         super().__init__()
         self.config, self.optim_config = VARConfig.of(var), OptimConfig.of(optim)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.evaluation = EvaluationConfig.of(evaluation)
+        # A hook for tests, which have no Inception.
+        self.open_metrics = open_metrics
+        self._metrics: InceptionMetrics | None = None
         self.tokenizer_folder = Path(tokenizer)
         # In a list, so that the frozen tokenizer is no submodule: it belongs to no checkpoint.
         self._tokenizer = [load_tokenizer(self.tokenizer_folder)]
@@ -54,11 +67,12 @@ class VARModule(StageModule):
                 "tokenizer": tokenizer,
                 "tokenizer_hash": tokenizer_hash(self._tokenizer[0]),
                 "label_smoothing": label_smoothing,
+                "evaluation": self.evaluation.to_dict(),
             }
         )
         self.network = VAR(self.config, self._tokenizer[0].config, num_classes)
         self.average = averaged_copy(self.network) if self.optim_config.ema_decay else None
-        self.next_command = ""
+        self.next_command, self.test_protocol = "", {}
 
     @property
     def averaged(self) -> VAR:
@@ -123,6 +137,36 @@ class VARModule(StageModule):
         _, scalars = self._loss(batch, self.averaged.eval(), with_accuracy=True)
         named = {f"val/{name}": value for name, value in scalars.items()}
         self.log_dict(named, sync_dist=True, batch_size=len(batch["tokens"]))
+
+    def on_test_start(self) -> None:
+        """Ask for Inception and its reference before the long part."""
+        self._metrics = self.open_metrics(self.evaluation)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on held-out pyramids."""
+        _, scalars = self._loss(batch, self.averaged.eval(), with_accuracy=True)
+        chosen = {f"test/{name}": scalars[name] for name in ("loss/mean", "accuracy/mean")}
+        self.log_dict(chosen, sync_dist=True, batch_size=len(batch["tokens"]))
+
+    def on_test_epoch_end(self) -> None:
+        """Draw the images and measure FID and inception score.
+
+        `fid` names the full protocol alone; with fewer than 50,000 images it is `quick_fid`.
+        """
+        assert self._metrics is not None
+        ranks = (self.global_rank, self.trainer.world_size)
+        sampler = Sampler(self.averaged.eval(), self.tokenizer)
+        settings = self.evaluation.sampling()
+
+        def draw(labels: Tensor, seeds: list[int]) -> Tensor:
+            with self.trainer.strategy.precision_plugin.forward_context():
+                return sampler.draw(labels, settings, ImageSeeds(seeds)).images
+
+        report = measure_samples(draw, self.num_classes, self.evaluation, self._metrics, *ranks)
+        self.test_protocol = {**report.protocol, "sampling": self.evaluation.to_dict()}
+        quick = "quick_" if report.num_images < PAPER_NUM_IMAGES else ""
+        figures = {k: v for k, v in report.to_dict().items() if isinstance(v, int | float)}
+        self.log_dict({f"{quick}{name}": float(value) for name, value in figures.items()})
 
     @torch.no_grad()
     def draw(

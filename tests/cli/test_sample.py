@@ -1,0 +1,106 @@
+"""`varlit sample` and `varlit reconstruct` on small random models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from varlit.cli import main as command_line
+from varlit.cli.sample import parse_classes
+from varlit.errors import UserError
+from varlit.models.config import TokenizerConfig, VARConfig
+from varlit.models.files import save_tokenizer, save_var
+from varlit.models.var import VAR
+from varlit.models.vqvae import VQVAE
+
+TOKENIZER = TokenizerConfig(
+    channels=32,
+    channel_multipliers=(1, 1),
+    num_res_blocks=1,
+    codebook_size=16,
+    codebook_dim=4,
+    scales=(1, 3, 8),
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("runs")
+    save_tokenizer(VQVAE(TOKENIZER), root / "tok")
+    var = VAR(VARConfig(depth=1, width=32, num_heads=2), TOKENIZER, 3)
+    save_var(var, root / "tok", root / "var", ("ant", "bee", "cow"))
+    return root
+
+
+def run(*words: object) -> int:
+    return command_line.main([str(word) for word in words])
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_class_drawn_alone_looks_as_it_does_among_others(runs: Path, tmp_path: Path):
+    one, all_three = tmp_path / "one.png", tmp_path / "all.png"
+    words = ["sample", "var", "--root", runs, "--per_class", 2, "--seed", 5]
+    assert run(*words, "--classes", "ant", "--out", one) == 0
+    assert run(*words, "--out", all_three) == 0
+    # Row labels differ in width; the tiles hang from the right.
+    tiles = slice(40, 100), slice(-200, -30)
+    assert np.ptp(pixels(one)[tiles]) > 0
+    assert (pixels(one)[tiles] == pixels(all_three)[tiles]).all()
+
+
+def test_the_growing_picture_ends_with_a_column_a_scale(runs: Path, tmp_path: Path):
+    out = tmp_path / "s.png"
+    assert run("sample", runs / "var", "--classes", "0,2", "--growing", "--out", out) == 0
+    assert out.exists()
+    assert pixels(tmp_path / "s-growing.png").shape[1] > pixels(tmp_path / "s-growing.png").shape[0]
+
+
+def test_reconstructions_of_files_of_any_kind_are_drawn(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    Image.new("L", (40, 30), 90).save(tmp_path / "grey.png")
+    Image.new("RGB", (16, 70), "red").save(tmp_path / "tall.jpg")
+    files, out = [tmp_path / "grey.png", tmp_path / "tall.jpg"], tmp_path / "r.png"
+    for model in ("tok", "var"):
+        assert run("reconstruct", model, *files, "--root", runs, "--out", out) == 0
+    assert "grey.png: PSNR" in capsys.readouterr().out
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "tok"], "holds a tokenizer, not a VAR"),
+        (["sample", "vra"], "did you mean `var`?"),
+        (["sample", "var", "--classes", "dog"], "expected 0..2 or names such as ant"),
+        (["sample", "var", "--top_p", "2"], "top_p must lie in 0..1"),
+        (["sample", "var", "--cfg_scael", "2"], "did you mean `--cfg_scale`?"),
+        (["sample", "var", "--per_class", "0"], "--per_class must be at least 1"),
+        (["sample", "var", "--out", "x.gif"], "--out wants the name of a .png file"),
+        (["sample", "var", "--device", "cuda:7"], "no GPU was found"),
+        (["reconstruct", "tok", "nothing.png"], "nothing.png does not open as an image"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    runs: Path, words: list[str], said: str, capsys: pytest.CaptureFixture, tmp_path: Path
+):
+    if "cuda:7" in words and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    out = [] if "--out" in words else ["--out", tmp_path / "x.png"]
+    assert run(*words, "--root", runs, *out) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_classes_are_read_by_number_and_by_name():
+    assert parse_classes("2,bee", 3, ["ant", "bee", "cow"]) == [2, 1]
+    assert parse_classes("", 3, []) == [0, 1, 2]
+    with pytest.raises(UserError, match=r"expected 0\.\.2"):
+        parse_classes("3", 3, [])

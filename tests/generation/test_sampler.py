@@ -1,0 +1,174 @@
+import pytest
+import torch
+
+from varlit.errors import UserError
+from varlit.generation.sampler import ImageSeeds, SamplingSettings
+from varlit.ops.filtering import guide
+
+LABELS = torch.tensor([0, 1, 2, 1])
+UNCONDITIONAL = 3
+FREE = SamplingSettings(cfg_scale=0.0, top_k=0, top_p=0.0)
+GREEDY = SamplingSettings(cfg_scale=0.0, top_k=1, top_p=0.0)
+GUIDED = SamplingSettings(cfg_scale=2.0, top_k=12, top_p=0.9)
+
+
+def draw(sampler, settings=GUIDED, labels=LABELS, seed=0, **others):
+    return sampler.draw(labels, settings, torch.Generator().manual_seed(seed), **others)
+
+
+def test_a_batch_is_tokens_their_image_and_its_growth(sampler):
+    drawn = draw(sampler, with_frames=True)
+    assert (drawn.tokens.shape, drawn.tokens.dtype) == ((4, 21), torch.int64)
+    assert 0 <= drawn.tokens.min() <= drawn.tokens.max() < 24
+    assert len(drawn.frames) == 3
+    for k, frame in enumerate(drawn.frames):
+        assert torch.equal(frame, sampler.tokenizer.decode_prefix(drawn.tokens, k + 1))
+    assert torch.equal(drawn.images, sampler.tokenizer.decode(drawn.tokens))
+    plain = draw(sampler)
+    assert plain.frames == []
+    assert torch.equal(plain.images, drawn.images), "looking does not change the picture"
+
+
+@pytest.mark.parametrize("guidance", ["var", "constant"])
+@torch.no_grad()
+def test_greedy_tokens_are_the_likeliest_ones_of_the_full_pass(sampler, guidance):
+    settings = SamplingSettings(cfg_scale=2.0, top_k=1, top_p=0.0, guidance=guidance)
+    tokens = sampler.draw(LABELS, settings).tokens
+    inputs = sampler.tokenizer.teacher_inputs(tokens)
+    conditional = sampler.var(LABELS, inputs)
+    unconditional = sampler.var(torch.full_like(LABELS, UNCONDITIONAL), inputs)
+    # `var` rises from 0 to the given weight; `constant` 2 is a weight of 1 everywhere.
+    rising = 2.0 * sampler.var.scales.levels() / 2
+    weight = rising if guidance == "var" else torch.ones(21)
+    logits = guide(conditional, unconditional, weight[None, :, None])
+    chosen = logits.gather(-1, tokens[..., None])[..., 0]
+    assert (chosen >= logits.amax(-1) - 1e-3).all()
+    assert (tokens != conditional.argmax(-1)).any(), "guidance changes something"
+
+
+def test_a_generator_gives_the_same_batch_again_and_another_seed_another(sampler):
+    assert torch.equal(draw(sampler, seed=5).tokens, draw(sampler, seed=5).tokens)
+    assert not torch.equal(draw(sampler, seed=5).tokens, draw(sampler, seed=6).tokens)
+
+
+def test_without_a_generator_the_global_stream_is_used(sampler):
+    torch.manual_seed(3)
+    first = sampler.draw(LABELS, FREE).tokens
+    torch.manual_seed(3)
+    assert torch.equal(sampler.draw(LABELS, FREE).tokens, first)
+
+
+def test_seeds_of_images_leave_the_global_stream_alone(sampler):
+    before = torch.get_rng_state()
+    sampler.draw(LABELS, FREE, ImageSeeds(range(4)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_image_is_a_function_of_its_label_and_seed_not_of_its_batch(sampler):
+    whole = sampler.draw(LABELS, GUIDED, ImageSeeds([7, 8, 9, 10]))
+    for i, seed in enumerate([7, 8, 9, 10]):
+        alone = sampler.draw(LABELS[i : i + 1], GUIDED, ImageSeeds([seed]))
+        assert torch.equal(alone.tokens, whole.tokens[i : i + 1])
+    turned = sampler.draw(LABELS.flip(0), GUIDED, ImageSeeds([10, 9, 8, 7]))
+    assert torch.equal(turned.tokens.flip(0), whole.tokens)
+    assert not torch.equal(whole.tokens[1], whole.tokens[3]), "one label, two seeds"
+
+
+def test_uniform_numbers_of_an_image_come_from_its_own_generator():
+    both = ImageSeeds([1, 2])
+    first, second = both.uniform(5, torch.device("cpu")), both.uniform(3, torch.device("cpu"))
+    alone = torch.rand(8, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(torch.cat((first, second), dim=1)[1], alone)
+
+
+@torch.no_grad()
+def test_no_guidance_runs_no_second_row(sampler, monkeypatch):
+    rows, begin = [], sampler.var.begin
+    monkeypatch.setattr(
+        sampler.var, "begin", lambda labels: (rows.append(len(labels)), begin(labels))[1]
+    )
+    draw(sampler, FREE)
+    draw(sampler, SamplingSettings(cfg_scale=1.0, top_k=0, top_p=0.0, guidance="constant"))
+    draw(sampler, GUIDED)
+    assert rows == [4, 4, 8]
+
+
+def test_the_two_words_for_no_guidance_mean_the_same(sampler):
+    constant = SamplingSettings(cfg_scale=1.0, top_k=0, top_p=0.0, guidance="constant")
+    assert torch.equal(draw(sampler, constant).tokens, draw(sampler, FREE).tokens)
+
+
+def test_guiding_the_unconditional_class_changes_nothing(sampler):
+    labels = torch.full((4,), UNCONDITIONAL)
+    guided = SamplingSettings(cfg_scale=4.0, top_k=1, top_p=0.0)
+    assert torch.equal(draw(sampler, guided, labels).tokens, draw(sampler, GREEDY, labels).tokens)
+
+
+@torch.no_grad()
+def test_only_codes_that_survive_the_filter_are_drawn(sampler):
+    settings = SamplingSettings(cfg_scale=0.0, top_k=3, top_p=0.0)
+    tokens = draw(sampler, settings, LABELS.repeat(20)).tokens
+    logits = sampler.var(LABELS.repeat(20), sampler.tokenizer.teacher_inputs(tokens))
+    rank = (logits > logits.gather(-1, tokens[..., None])).sum(-1)
+    assert set(rank.flatten().tolist()) == {0, 1, 2}
+
+
+@torch.no_grad()
+def test_tokens_of_the_first_scale_follow_the_transformers_distribution(sampler):
+    count = 8000
+    state = sampler.var.begin(torch.tensor([1]))
+    probability = sampler.var.advance(state)[0, 0].softmax(-1)
+    for random in (torch.Generator().manual_seed(0), ImageSeeds(range(count))):
+        first = next(sampler.steps(torch.ones(count, dtype=torch.long), FREE, random))
+        share = torch.bincount(first.tokens[:, 0], minlength=24) / count
+        torch.testing.assert_close(share, probability, atol=0.02, rtol=0)
+
+
+def test_stopping_half_way_leaves_no_trace(sampler):
+    expected = draw(sampler).tokens
+    steps = sampler.steps(LABELS, GUIDED, torch.Generator().manual_seed(0))
+    first = next(steps)
+    assert torch.is_grad_enabled(), "not switched off for whoever watches"
+    assert not first.f_hat.requires_grad
+    steps.close()
+    assert torch.equal(first.tokens, expected[:, :1])
+    assert torch.equal(draw(sampler).tokens, expected)
+    inputs = torch.zeros(4, 20, 8)
+    assert sampler.var(LABELS, inputs).requires_grad, "training goes on"
+
+
+def test_scales_arrive_coarse_to_fine_with_the_sum_so_far(sampler):
+    steps = list(sampler.steps(LABELS, GUIDED, torch.Generator().manual_seed(0)))
+    assert [step.k for step in steps] == [0, 1, 2]
+    tokens = sampler.var.scales.merge([step.tokens for step in steps])
+    for step in steps:
+        assert torch.equal(step.f_hat, sampler.tokenizer.quantizer.decode(tokens, step.k + 1))
+
+
+@torch.no_grad()
+def test_under_bf16_the_latent_map_is_still_what_its_tokens_decode_to(sampler):
+    # Training draws its pictures under the trainer's autocast.
+    with torch.autocast("cpu", torch.bfloat16):
+        steps = list(sampler.steps(LABELS, GUIDED, ImageSeeds(range(4))))
+    tokens = sampler.var.scales.merge([step.tokens for step in steps])
+    assert torch.equal(steps[-1].f_hat, sampler.tokenizer.quantizer.decode(tokens))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"guidance": "strong"}, r"one of \('var', 'constant'\); got 'strong'"),
+        ({"top_k": -1}, "top_k must be 0"),
+        ({"top_p": 1.5}, r"top_p must lie in 0\.\.1"),
+        ({"top_p": -0.1}, r"top_p must lie in 0\.\.1"),
+        ({"cfg_scale": -1.0}, "cfg_scale must not be negative"),
+    ],
+)
+def test_settings_out_of_range_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        SamplingSettings(**fields)
+
+
+def test_an_unknown_class_is_refused(sampler):
+    with pytest.raises(UserError, match=r"labels must lie in 0\.\.2"):
+        draw(sampler, labels=torch.tensor([4]))

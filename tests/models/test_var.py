@@ -1,0 +1,154 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from varlit.errors import UserError
+from varlit.models.config import TokenizerConfig, VARConfig
+from varlit.models.var import VAR
+
+VARIANTS = [
+    {},
+    {"qk_l2_norm": False},
+    {"shared_adaln": True},
+    {"depth": 3, "mlp_ratio": 2.0},
+    {"scales": (2, 3)},
+]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+UNCONDITIONAL = 3
+
+
+def teacher(var, batch_size):
+    return torch.randn(batch_size, var.scales.num_tokens - var.scales.lengths[0], 8)
+
+
+def cached(var, labels, teacher_inputs):
+    """Logits of all scales, one scale at a time."""
+    state, logits = var.begin(labels), []
+    start = var.scales.lengths[0]
+    for k, length in enumerate(var.scales.lengths):
+        begin = var.scales.offsets[k] - start
+        part = teacher_inputs[:, begin : begin + length] if k else None
+        logits.append(var.advance(state, part))
+    return torch.cat(logits, dim=1)
+
+
+@each_variant
+@torch.no_grad()
+def test_cached_sampling_equals_the_full_pass_for_a_guided_batch(make_var, variant):
+    var = make_var(**variant)
+    inputs = teacher(var, 3)
+    labels = torch.tensor([0, 2, UNCONDITIONAL])
+    full = var(labels, inputs)
+    assert full.shape == (3, var.scales.num_tokens, 24)
+    torch.testing.assert_close(cached(var, labels, inputs), full, atol=1e-4, rtol=1e-4)
+    doubled = torch.cat((labels, torch.full_like(labels, UNCONDITIONAL)))
+    both = cached(var, doubled, inputs.repeat(2, 1, 1))
+    torch.testing.assert_close(both[:3], full, atol=1e-4, rtol=1e-4)
+    unconditional = var(torch.full_like(labels, UNCONDITIONAL), inputs)
+    torch.testing.assert_close(both[3:], unconditional, atol=1e-4, rtol=1e-4)
+    assert (both[0] - both[3]).abs().max() > 0.1, "the class matters"
+
+
+@each_variant
+@torch.no_grad()
+def test_logits_of_a_scale_ignore_finer_inputs_and_see_all_of_their_own(make_var, variant):
+    var = make_var(**variant)
+    scales, labels = var.scales, torch.tensor([1, 2])
+    inputs = teacher(var, 2)
+    before = var(labels, inputs)
+    for k in range(1, scales.num_scales):
+        last_of_scale = scales.offsets[k] + scales.lengths[k] - 1
+        changed = inputs.clone()
+        changed[:, last_of_scale - scales.lengths[0]] += 1
+        moved = (var(labels, changed) - before).abs().amax(dim=(0, 2))  # (L,)
+        assert (moved[: scales.offsets[k]] < 1e-6).all()
+        assert (moved[scales.offsets[k] :] > 1e-6).all(), "within a scale all see all"
+
+
+@torch.no_grad()
+def test_labels_are_dropped_only_while_training(make_var):
+    var = make_var(class_dropout=1.0)
+    labels, inputs = torch.tensor([0, 1, 2]), teacher(var, 3)
+    conditional = var(labels, inputs)
+    unconditional = var(torch.full_like(labels, UNCONDITIONAL), inputs)
+    assert torch.equal(var.train()(labels, inputs), unconditional)
+    assert torch.equal(var.eval()(labels, inputs), conditional)
+    assert not torch.equal(conditional, unconditional)
+    assert labels.tolist() == [0, 1, 2], "the caller's labels are left alone"
+
+
+@torch.no_grad()
+def test_the_share_of_dropped_labels_is_class_dropout(make_var):
+    var = make_var(class_dropout=0.3, depth=1).train()
+    labels = torch.zeros(2000, dtype=torch.long)
+    seen = []
+    var.class_embedding.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    var(labels, torch.zeros(2000, 20, 8))
+    assert (seen[0] == UNCONDITIONAL).float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert set(seen[0].tolist()) == {0, UNCONDITIONAL}
+
+
+def test_stochastic_depth_rises_linearly_to_the_last_block():
+    with torch.device("meta"):
+        var = VAR(VARConfig(depth=16), TokenizerConfig(), 10)
+    found = [block.drop_path.probability for block in var.blocks]
+    assert found == pytest.approx([0.1 * 16 / 24 * i / 15 for i in range(16)])
+
+
+def test_the_state_holds_weights_and_nothing_else(make_var):
+    var = make_var()
+    before = set(var.state_dict())
+    var(torch.tensor([0]), teacher(var, 1))
+    var.begin(torch.tensor([0]))
+    assert set(var.state_dict()) == before == {name for name, _ in var.named_parameters()}
+    assert list(var.buffers()) == []
+    assert all(tensor.shape[-2:] != (21, 21) for tensor in var.state_dict().values())
+
+
+def test_gradients_reach_every_weight(make_var):
+    var = make_var()
+    labels = torch.tensor([0, 1, 2, UNCONDITIONAL])
+    logits = var(labels, teacher(var, 4))
+    functional.cross_entropy(logits.flatten(0, 1), torch.randint(24, (84,))).backward()
+    silent = [n for n, p in var.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_its_batch(make_var):
+    var = make_var()
+    labels, inputs = torch.tensor([0, 1, 2]), teacher(var, 3)
+    whole = var(labels, inputs)
+    torch.testing.assert_close(var(labels[1:2], inputs[1:2]), whole[1:2], atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_transformer_starts_near_chance():
+    torch.manual_seed(1)
+    tokenizer = TokenizerConfig(codebook_size=512, codebook_dim=8, scales=(1, 2, 4))
+    var = VAR(VARConfig(depth=2), tokenizer, 3).eval()
+    logits = var(torch.tensor([0, 1]), teacher(var, 2))
+    loss = functional.cross_entropy(logits.flatten(0, 1), torch.randint(512, (42,)))
+    assert loss.item() == pytest.approx(math.log(512), abs=0.05)
+
+
+@pytest.mark.parametrize("labels", [[-1], [0, 4]])
+@pytest.mark.parametrize("method", ["forward", "begin"])
+def test_labels_out_of_range_are_refused(make_var, labels, method):
+    var, labels = make_var(), torch.tensor(labels)
+    with pytest.raises(UserError, match=r"0\.\.2 \(3 = unconditional\); got"):
+        getattr(var, method)(labels, *([teacher(var, len(labels))] * (method == "forward")))
+
+
+@pytest.mark.parametrize("variant", [{}, {"shared_adaln": True}, {"qk_l2_norm": False}], ids=str)
+@torch.no_grad()
+def test_it_runs_under_bf16_close_to_fp32(make_var, variant):
+    var = make_var(**variant)
+    labels, inputs = torch.tensor([0, UNCONDITIONAL]), teacher(var, 2)
+    exact = var(labels, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        near, stepwise = var(labels, inputs), cached(var, labels, inputs)
+    spread = exact.std().item()
+    assert (near - exact).abs().mean().item() < 0.1 * spread
+    assert (stepwise - exact).abs().mean().item() < 0.1 * spread
