@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,3 +55,22 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no GPU was found here; take --device cpu")
     return name
+
+
+class Count:
+    """How far a loop has come: one live line on a terminal, its end alone in a file."""
+
+    def __init__(self, what: str, total: int) -> None:
+        """Count to `total`."""
+        self.what, self.total = what, total
+
+    def reach(self, done: int) -> None:
+        """Tell that `done` are done."""
+        is_end = done >= self.total
+        if is_end or sys.stdout.isatty():
+            start = "\r" if sys.stdout.isatty() else ""
+            print(
+                f"{start}{self.what} {done:,}/{self.total:,}",
+                end="\n" if is_end else "",
+                flush=True,
+            )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varlit.cli.arguments import Count
 from varlit.data.digits import Digits, load_digits
 from varlit.generation.sampler import ImageSeeds, Sampler, SamplingSettings
 from varlit.metrics.frechet import frechet_distance
@@ -76,14 +77,14 @@ def _draw(
     settings = SamplingSettings(cfg_scale, top_k=0, top_p=0.0)
     images: list[Tensor] = []
     frames: list[Tensor] = []
+    count = Count("drawn", len(labels))
     for start in range(0, len(labels), BATCH_SIZE):
         part = labels[start : start + BATCH_SIZE]
         random = ImageSeeds(range(seed + start, seed + start + len(part)))
         drawn = sampler.draw(part, settings, random, with_frames=start == 0)
         images.append(drawn.images)
         frames = frames or drawn.frames
-        print(f"\rdrawn {start + len(part):,}/{len(labels):,}", end="", flush=True)
-    print()
+        count.reach(start + len(part))
     return torch.cat(images), [frame[:NUM_SHOWN] for frame in frames]
 
 

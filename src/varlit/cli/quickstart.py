@@ -13,6 +13,7 @@ from typing import Any
 
 from varlit.cli import main as command_line
 from varlit.cli.arguments import VerbParser
+from varlit.cli.verbs import typed
 from varlit.errors import UserError
 
 STAGES = ("tokenizer", "var")
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> int:
     _write_json(args.out / REPORT_FILE, report)
     _print_report(report)
     print(f"picture  {picture}\nreport   {args.out / REPORT_FILE}")
-    print(f"next     varlit sample {args.out / 'var'} --classes 3,7 --cfg_scale 3 --out mine.png")
+    command = f"varlit sample {args.out / 'var'} --classes 3,7 --cfg_scale 3 --out mine.png"
+    print(f"next     {typed(command)}")
     return 0
 
 

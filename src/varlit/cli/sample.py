@@ -4,7 +4,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from varlit.cli.arguments import VerbParser, check_writable, pick_device
+from varlit.cli.arguments import Count, VerbParser, check_writable, pick_device
+from varlit.cli.verbs import typed
 from varlit.errors import UserError
 
 MAX_CLASSES_BY_DEFAULT = 10
@@ -56,12 +57,12 @@ def main(argv: list[str]) -> int:
     labels = torch.tensor(classes).repeat_interleave(args.per_class)
     seeds = [args.seed + i for _ in classes for i in range(args.per_class)]
     parts: list[Drawn] = []
+    count = Count("drawn", len(labels))
     for start in range(0, len(labels), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
         random = ImageSeeds(seeds[part])
         parts.append(sampler.draw(labels[part], settings, random, with_frames=args.growing))
-        print(f"\rdrawn {min(start + BATCH_SIZE, len(labels))}/{len(labels)}", end="", flush=True)
-    print()
+        count.reach(min(start + BATCH_SIZE, len(labels)))
     names = [class_name(c, loaded.class_names) for c in classes]
     images = torch.cat([part.images for part in parts])
     save_png(image_grid(images, args.per_class, row_labels=names), args.out)
@@ -102,4 +103,5 @@ def class_name(label: int, names: Sequence[str]) -> str:
 
 def repeat_line(args: Namespace) -> str:
     """The command that draws the next picture of the same kind."""
-    return f"next: varlit sample {args.run} --seed {args.seed + args.per_class} --cfg_scale 3"
+    seed = args.seed + args.per_class
+    return "next: " + typed(f"varlit sample {args.run} --seed {seed} --cfg_scale 3")

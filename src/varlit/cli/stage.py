@@ -25,6 +25,7 @@ from varlit.cli.devices import place
 from varlit.cli.parser import Parser
 from varlit.cli.quiet import quieten
 from varlit.cli.recipes import base_chain, expand, option_value
+from varlit.cli.verbs import typed
 from varlit.errors import UserError
 from varlit.models.config import PlainConfig
 
@@ -192,8 +193,8 @@ class StageCLI(LightningCLI):
         """Tell the module what its user may type next."""
         root = "" if self.settings.root == "runs" else f" --root {self.settings.root}"
         command = self.stage.next_commands.get(self.asked, "")
-        self.model.next_command = command.format(
-            name=self.settings.name, run_dir=self.run_dir, root=root
+        self.model.next_command = typed(
+            command.format(name=self.settings.name, run_dir=self.run_dir, root=root)
         )
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """The verb after a stage's name, read without torch: its card, its check, its nearest match."""
 
 import difflib
+import os
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from varlit.errors import UserError
 
@@ -25,3 +29,14 @@ def parse_verb(
         hint = f"did you mean `varlit {stage} {near[0]}`?" if near else f"verbs: {', '.join(verbs)}"
         raise UserError(f"varlit {stage} has no verb `{argv[0]}`; {hint}")
     return argv[0], argv[1:]
+
+
+def typed(command: str) -> str:
+    """Write `varlit ...` as it can be typed here: with its path where the shell would not find it.
+
+    `make` runs .venv/bin/varlit in a shell that knows of no environment.
+    """
+    own = Path(sys.argv[0])
+    if shutil.which("varlit") or own.name != "varlit" or not own.is_file():
+        return command
+    return os.path.relpath(own) + command.removeprefix("varlit")
