@@ -17,8 +17,23 @@ READY  = $(VENV)/.ready
 # Names of recipes and runs where CONF and NAME are not given: runs/tokenizer-digits, runs/var-d16.
 TOKENIZER_CONF = $(or $(CONF),imagenet256)
 VAR_CONF       = $(or $(CONF),d16)
-TOKENIZER_NAME = $(or $(NAME),tokenizer-$(basename $(notdir $(TOKENIZER_CONF))))
-VAR_NAME       = $(or $(NAME),var-$(basename $(notdir $(VAR_CONF))))
+TOKENIZER_NAME = $(or $(NAME),tokenizer-$(call stem,$(TOKENIZER_CONF)))
+VAR_NAME       = $(or $(NAME),var-$(call stem,$(VAR_CONF)))
+DEVICES        = --gpus "$(or $(GPUS),auto)"
+
+# make takes a space for the end of a name, so `stem` hides it as a bar.
+space := $(subst ,, )
+stem   = $(subst |,$(space),$(basename $(notdir $(subst $(space),|,$(1)))))
+
+# A setting typed for targets that do not read it is a mistake: stop before any work.
+takes_DATA = train-tokenizer train-var doctor
+takes_GPUS = train-tokenizer cache-tokens train-var eval-fid eval-rfid
+instead_DATA = they read the data of the run; give NAME=run, or CONF=recipe
+instead_GPUS = they take one device, and the CPU after CUDA_VISIBLE_DEVICES= in front of make
+ignored = $(if $(filter command,$(origin $(1))),$(if $(filter $(takes_$(1)),$(MAKECMDGOALS)),,$(if \
+  $(MAKECMDGOALS),$(error $(1) is not read by: $(MAKECMDGOALS); $(instead_$(1)). $(1) is for: $(takes_$(1))))))
+$(call ignored,DATA)
+$(call ignored,GPUS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-gpu check train-tokenizer cache-tokens train-var sample \
@@ -58,28 +73,28 @@ check: $(READY) ## ruff, mypy and the fast tests
 	$(VENV)/bin/python -m pytest -q -m "not slow and not gpu" $(ARGS)
 
 train-tokenizer: $(READY) ## Stage 1            CONF=imagenet256|folder|digits DATA=photos/ GPUS=8
-	$(VARLIT) tokenizer fit -c $(TOKENIZER_CONF) --name $(TOKENIZER_NAME) --gpus $(GPUS) $(if $(DATA),--data.root $(DATA) )$(ARGS)
+	$(VARLIT) tokenizer fit -c "$(TOKENIZER_CONF)" --name "$(TOKENIZER_NAME)" $(DEVICES) $(if $(DATA),--data.root "$(DATA)" )$(ARGS)
 
 cache-tokens: $(READY) ## Images to tokens   CONF=... or NAME=tokenizer's run
-	$(VARLIT) tokenizer predict --name $(TOKENIZER_NAME) --gpus $(GPUS) $(ARGS)
+	$(VARLIT) tokenizer predict --name "$(TOKENIZER_NAME)" $(DEVICES) $(ARGS)
 
-train-var: $(READY) ## Stage 2            CONF=d16|d20|d24|d30|digits DATA=token cache GPUS=8
-	$(VARLIT) var fit -c $(VAR_CONF) --name $(VAR_NAME) --gpus $(GPUS) $(if $(DATA),--data.tokens $(DATA) )$(ARGS)
+train-var: $(READY) ## Stage 2            CONF=d16|d20|d24|d30|folder|digits DATA=token cache GPUS=8
+	$(VARLIT) var fit -c "$(VAR_CONF)" --name "$(VAR_NAME)" $(DEVICES) $(if $(DATA),--data.tokens "$(DATA)" )$(ARGS)
 
 sample: $(READY) ## Draw images         CONF=... or NAME=VAR's run ARGS="--cfg_scale 4"
-	$(VARLIT) sample $(VAR_NAME) $(ARGS)
+	$(VARLIT) sample "$(VAR_NAME)" $(ARGS)
 
 eval-fid: $(READY) ## FID of a VAR        CONF=... or NAME=run
-	$(VARLIT) var test --name $(VAR_NAME) --gpus $(GPUS) $(ARGS)
+	$(VARLIT) var test --name "$(VAR_NAME)" $(DEVICES) $(ARGS)
 
 eval-rfid: $(READY) ## rFID of a tokenizer CONF=... or NAME=run
-	$(VARLIT) tokenizer test --name $(TOKENIZER_NAME) --gpus $(GPUS) $(ARGS)
+	$(VARLIT) tokenizer test --name "$(TOKENIZER_NAME)" $(DEVICES) $(ARGS)
 
 board: $(READY) ## TensorBoard on runs/, every picture kept
 	$(VENV)/bin/tensorboard --logdir runs --samples_per_plugin images=200 $(ARGS)
 
 doctor: $(READY) ## Check machine, packages, data and weights
-	$(VARLIT) doctor $(if $(DATA),--data $(DATA) )$(ARGS)
+	$(VARLIT) doctor $(if $(DATA),--data "$(DATA)" )$(ARGS)
 
 bench: $(READY) ## Benchmarks on the CPU
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "varlit: there are no benchmarks in this version yet"; exit 2; }

@@ -75,8 +75,9 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The words of each command; a name of an environment variable in front is an export."""
-    lines = block.text.replace("\\\n", " ").splitlines()
+    """The words of each command, without the environment variables set in front of it."""
+    text = re.sub(r"^[A-Z_]+=\S* (?=make|varlit)", "", block.text, flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 

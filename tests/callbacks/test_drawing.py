@@ -77,6 +77,16 @@ def test_the_fixed_images_are_spread_over_the_validation_set(make_module, make_t
     assert torch.equal(images, expected)
 
 
+def test_without_a_validation_set_training_images_are_drawn(
+    make_module, make_trainer, digits, run, monkeypatch
+):
+    monkeypatch.setattr(digits, "val_dataloader", lambda: [])
+    trainer = make_trainer(Reconstructions(2, num_images=3), max_steps=2)
+    trainer.fit(make_module(), digits)
+    assert steps_of(run / "pictures" / "reconstructions") == [0, 1, 2]
+    assert torch.equal(fixed_images(trainer, 3), digits.digits.train_images[[0, 500, 1000]])
+
+
 def test_samples_ask_for_the_same_classes_and_seed_every_time(
     make_module, make_trainer, digits, run
 ):

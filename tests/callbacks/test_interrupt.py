@@ -9,6 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from varlit.callbacks.interrupt import SaveOnInterrupt
+
 SCRIPT = Path(__file__).with_name("interruptible.py")
 stand_in = runpy.run_path(str(SCRIPT))
 fit, digest = stand_in["fit"], stand_in["digest"]
@@ -168,3 +170,32 @@ def test_resuming_keeps_a_single_last_checkpoint(tmp_path):
         fit(tmp_path, SignalAt(signal.SIGINT, 3))
     fit(tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+class InterruptEvaluation(Callback):
+    def on_test_batch_start(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    on_validation_batch_start = on_predict_batch_start = on_test_batch_start
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("predict", "stopped; finished shards are kept, run the same command again to go on\n"),
+        ("test", "stopped; nothing was changed\n"),
+        ("validate", "stopped; nothing was changed\n"),
+    ],
+)
+def test_an_interrupt_outside_of_training_stops_with_one_line(
+    make_module, make_trainer, digits, capsys, verb, said
+):
+    before = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(InterruptEvaluation(), SaveOnInterrupt())
+    with pytest.raises(SystemExit) as stop:
+        getattr(trainer, verb)(make_module(), datamodule=digits)
+    assert stop.value.code == 130
+    assert capsys.readouterr().out == said
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

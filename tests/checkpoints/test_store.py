@@ -44,7 +44,7 @@ def test_a_slip_of_the_finger_is_answered_with_the_nearest_run(runs):
 
 
 def test_the_known_runs_are_listed_when_none_is_near(runs, tmp_path):
-    with pytest.raises(UserError, match=r"models in .*\['d1', 'tok'\]"):
+    with pytest.raises(UserError, match=r"models in .*: d1, tok"):
         load("zzzzzz", runs)
     with pytest.raises(UserError, match="none yet"):
         load("zzzzzz", tmp_path / "empty")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from varlit.cli.devices import place
+from varlit.cli.devices import check_training, place
 from varlit.errors import UserError
 
 UNDECIDED = {"accelerator": "auto", "devices": "auto", "precision": "bf16-mixed"}
@@ -73,3 +73,42 @@ def test_a_gpu_without_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) ->
     found = place("auto", UNDECIDED, False)
     assert found.precision == "32-true"
     assert "no bf16" in found.remark
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_refused_with_the_remedy(
+    accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU was found here; leave it out: --gpus auto"):
+        place("auto", UNDECIDED | {"accelerator": accelerator}, False)
+    machine(monkeypatch, 1)
+    assert place("auto", UNDECIDED | {"accelerator": accelerator}, False).accelerator == accelerator
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ({"gradient_clip_val": 1.0}, "model.optim.grad_clip"),
+        ({"gradient_clip_algorithm": "norm"}, "model.optim.grad_clip"),
+        ({"log_every_n_steps": 0}, "1 or more"),
+        ({"max_epochs": -1}, "set --trainer.max_epochs or --trainer.max_steps"),
+        ({"max_epochs": None, "max_time": "00:01:00:00"}, "schedules need a length"),
+        ({"precision": "16-mixed"}, "32-true or bf16-mixed"),
+        ({"precision": "bf16-true"}, "32-true or bf16-mixed"),
+    ],
+)
+def test_what_a_fit_would_stumble_over_is_refused(setting: dict[str, Any], remedy: str) -> None:
+    usual = {"max_epochs": 3, "max_steps": -1, "log_every_n_steps": 50, "precision": "bf16-mixed"}
+    with pytest.raises(UserError, match=remedy):
+        check_training("var", usual | setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"max_epochs": -1, "max_steps": 5}, {"max_epochs": None}, {"precision": 32}, {}],
+)
+def test_what_trains_is_let_through(setting: dict[str, Any]) -> None:
+    usual = {"max_epochs": 3, "max_steps": -1, "log_every_n_steps": 1, "precision": None}
+    check_training("tokenizer", usual | setting)

@@ -84,7 +84,7 @@ def test_a_full_or_closed_disk_is_one_line(
     assert command_line.main(["info"]) == 2
     told = capsys.readouterr().err
     assert "runs/x/last.ckpt" in told
-    assert "--root" in told
+    assert "write elsewhere (--root or --out)" in told
     assert len(told.splitlines()) == 1
 
 

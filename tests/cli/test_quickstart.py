@@ -8,6 +8,7 @@ from PIL import Image
 
 from varlit.cli import main as command_line
 from varlit.cli.quickstart import Clock
+from varlit.errors import UserError
 
 KEYS = {
     "wall_seconds",
@@ -51,6 +52,13 @@ def test_a_broken_off_demo_goes_on_and_keeps_its_time(tmp_path: Path):
     again = Clock(tmp_path, {"seed": 0})
     assert again.seconds() >= 100
     assert again.times_resumed == 1
+
+
+def test_runs_that_no_demo_made_are_left_alone(tmp_path: Path):
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(UserError, match="no quickstart made it; give another --out"):
+        Clock(tmp_path, {"seed": 0})
+    assert (tmp_path / "tokenizer").exists()
 
 
 @pytest.mark.parametrize("settings", [{"seed": 1}, {"seed": 0}])

@@ -47,6 +47,8 @@ def test_other_verbs_start_from_the_config_of_the_run() -> None:
     assert configs_of(words) == ["base.yaml", "base.yaml", "fit.yaml"]
     assert "--data" not in words, "the run's data must be kept"
     assert words[words.index("--gpus") + 1] == "auto"
+    assert option_value(words, "--trainer.num_nodes") == "1", "other nodes would be waited for"
+    assert "--trainer.num_nodes" not in expand("tokenizer", "fit", ["--name", "tok"])
 
 
 def test_a_missing_run_is_answered_with_the_runs_there_are() -> None:
@@ -55,6 +57,15 @@ def test_a_missing_run_is_answered_with_the_runs_there_are() -> None:
         expand("tokenizer", "test", ["--name", "photo"])
     with pytest.raises(UserError, match=r"train one first: varlit var fit"):
         expand("var", "test", ["--name", "photo"])
+
+
+def test_a_missing_run_is_answered_with_how_to_train_it() -> None:
+    make_run("tokenizer", "photos")
+    for name in ("tokenizer-imagenet256", "photo"):
+        with pytest.raises(UserError, match=r"CONF=digits") as told:
+            expand("tokenizer", "predict", ["--name", name])
+        recipe = name.removeprefix("tokenizer-").replace("photo", "RECIPE")
+        assert f"varlit tokenizer fit -c {recipe} --name {name}" in str(told.value)
 
 
 def test_a_run_of_the_other_stage_is_refused() -> None:

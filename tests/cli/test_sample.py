@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from varlit.cli import main as command_line
+from varlit.cli.arguments import check_writable
 from varlit.cli.sample import parse_classes
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
@@ -82,6 +83,9 @@ def test_reconstructions_of_files_of_any_kind_are_drawn(
         (["sample", "var", "--top_p", "2"], "top_p must lie in 0..1"),
         (["sample", "var", "--cfg_scael", "2"], "did you mean `--cfg_scale`?"),
         (["sample", "var", "--per_class", "0"], "--per_class must be at least 1"),
+        (["sample", "var", "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["sample", "var", "--precision", "fp16"], "invalid choice: 'fp16'"),
+        (["sample", "var", "--out", "/dev/null/x.png"], "give another --out"),
         (["sample", "var", "--out", "x.gif"], "--out wants the name of a .png file"),
         (["sample", "var", "--device", "cuda:7"], "no GPU was found"),
         (["reconstruct", "tok", "nothing.png"], "nothing.png does not open as an image"),
@@ -97,6 +101,35 @@ def test_mistakes_get_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_small_batches_draw_the_same_and_bf16_draws(runs: Path, tmp_path: Path):
+    words = ["sample", "var", "--root", runs, "--per_class", 2, "--out"]
+    assert run(*words, tmp_path / "one.png") == 0
+    assert run(*words, tmp_path / "two.png", "--batch_size", 4) == 0
+    assert run(*words, tmp_path / "three.png", "--precision", "bf16", "--growing") == 0
+    gap = pixels(tmp_path / "one.png").astype(int) - pixels(tmp_path / "two.png")
+    assert np.abs(gap).max() <= 1, "up to rounding"
+    assert np.ptp(pixels(tmp_path / "three.png")) > 0
+
+
+def test_too_little_memory_is_answered_with_a_smaller_batch(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def draw(*_args: object, **_kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("varlit.generation.sampler.Sampler.draw", draw)
+    assert run("sample", "var", "--root", runs, "--out", tmp_path / "x.png") == 2
+    assert "--batch_size 32" in capsys.readouterr().err
+
+
+def test_a_folder_without_the_right_to_write_stops_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("varlit.cli.arguments.os.access", lambda *_: False)
+    with pytest.raises(UserError, match="no right to write in"):
+        check_writable(tmp_path / "x.png")
 
 
 def test_classes_are_read_by_number_and_by_name():

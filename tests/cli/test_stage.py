@@ -1,8 +1,11 @@
 """Both stages from the command line, at toy size: runs, resumes, refusals."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 import yaml
 
 from varlit.cli import main as command_line
+from varlit.data.token_cache import read_manifest
 
 TINY = [
     *("--model.tokenizer.num_res_blocks", "1"),
@@ -111,6 +115,17 @@ def test_tokens_are_cached_and_var_trains_on_them(
     assert "val/loss/mean" in capsys.readouterr().out
 
 
+def test_a_test_that_measured_nothing_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "runs/tok/metrics.json").read_bytes()
+    assert run("tokenizer", "test", "--name", "tok", "--trainer.limit_test_batches", "0") == 2
+    told = capsys.readouterr().err
+    assert "nothing was measured" in told
+    assert "data.val_fraction" in told
+    assert (folder / "runs/tok/metrics.json").read_bytes() == before
+
+
 def test_a_damaged_checkpoint_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "runs/broken/checkpoints/last.ckpt"
     path.parent.mkdir(parents=True)
@@ -125,10 +140,15 @@ def test_a_damaged_checkpoint_is_named(folder: Path, capsys: pytest.CaptureFixtu
         (["tokenizer", "fit", "-c", "imagenet256"], ["IMAGENET_DIR", "CONF=digits"]),
         (["tokenizer", "fit", "-c", "folder"], ["data.root"]),
         (["tokenizer", "fit", "-c", "folder", "--data.root", "nowhere"], ["nowhere"]),
-        (["var", "fit", "-c", "d16"], ["make cache-tokens"]),
+        (["var", "fit", "-c", "d16"], ["cache-tokens NAME=", "train-tokenizer", "CONF=digits"]),
+        (["var", "fit", "-c", "d16", "--data.tokens", "runs/x/tokens"], ["NAME=x`"]),
         (["tokenizer", "test", "--name", "typo"], ["--name"]),
         (["tokenizer", "fit", "-c", "digits", "--root", "file"], ["file", "--root"]),
         (["tokenizer", "fit", "-c", "digits", "--ckpt_path", "x.ckpt"], ["x.ckpt"]),
+        (["tokenizer", "fit", "-c", "digits", "--trainer.gradient_clip_val", "1"], ["grad_clip"]),
+        (["tokenizer", "fit", "-c", "digits", "--trainer.precision", "bf16-true"], ["bf16-mixed"]),
+        (["tokenizer", "fit", "-c", "digits", "--trainer.max_epochs", "-1"], ["max_steps"]),
+        (["var", "test", "--name", "var-d16"], ["varlit var fit -c d16", "CONF=digits"]),
         (["tokenizer", "fit", "-c", "digits", "--model.tokenizer.scales", "[1,2]"], ["[1,2,3,4]"]),
     ],
 )
@@ -152,3 +172,43 @@ def test_two_processes_train_the_tokenizer_by_ddp(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("training TokenizerModule") == 1, "only the first process speaks"
     assert load(folder / "runs/ddp/checkpoints/last.ckpt")["global_step"] == 1
+
+
+@pytest.mark.slow
+def test_a_process_without_a_shard_does_not_hold_up_the_cache(folder: Path) -> None:
+    words = ["tokenizer", "predict", "--name", "tok", "--data.batch_size", "300"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    words += ["--trainer.strategy", "ddp", "--cache.folder", str(folder / "shared-cache")]
+    command = [sys.executable, "-m", "varlit", *words]
+    for _ in range(2):  # the second finds all shards finished
+        (folder / "shared-cache" / "manifest.json").unlink(missing_ok=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert read_manifest(folder / "shared-cache").count("train") == 1500
+        lines = done.stdout.splitlines()
+        cached = [i for i, line in enumerate(lines) if line.startswith("cached 1,500 train")]
+        assert len(cached) == 1
+        assert lines[cached[0] + 1].startswith("next: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_an_interrupted_encoding_says_how_to_go_on(folder: Path, num_processes: int) -> None:
+    cache = folder / f"cut-{num_processes}"
+    words = ["tokenizer", "predict", "--name", "tok", "--data.batch_size", "2"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", str(num_processes)]
+    words += ["--cache.folder", str(cache), "--cache.shard_size", "50"]
+    command = [sys.executable, "-m", "varlit", *words]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    while process.poll() is None and not (cache / "train-00000.json").exists():
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
+    told, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130, complaints
+    assert "Traceback" not in complaints
+    line = "stopped; finished shards are kept, run the same command again to go on\n"
+    assert told.count(line) == 1
+    assert not (cache / "manifest.json").exists()

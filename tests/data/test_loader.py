@@ -117,6 +117,45 @@ def test_changed_data_start_the_epoch_anew() -> None:
     assert len(list(loader)) == len(loader)
 
 
+def after(num_batches: int, **kwargs: int) -> dict[str, int]:
+    """The state of a loader that has handed out some batches."""
+    loader = make(**kwargs)
+    iterator = iter(loader)
+    for _ in range(num_batches):
+        next(iterator)
+    return loader.state_dict()
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 8}, {"accumulation": 2}], ids=str)
+def test_steps_of_another_size_are_refused_in_the_middle_of_an_epoch(
+    changed: dict[str, int],
+) -> None:
+    with pytest.raises(UserError, match="4 samples a step, 12 of 24 into an epoch; now a step"):
+        make(**changed).load_state_dict(after(3))
+
+
+def test_at_the_end_of_an_epoch_steps_may_grow_but_not_shrink() -> None:
+    grown = make(batch_size=8)
+    grown.load_state_dict(after(6))
+    expected = make(batch_size=8)
+    expected.sampler.set_epoch(1)
+    assert ids_of(grown) == ids_of(expected)
+    with pytest.raises(UserError, match=r"data\.batch_size"):
+        make(batch_size=2).load_state_dict(after(6))
+
+
+def test_steps_may_change_before_the_first() -> None:
+    loader = make(batch_size=8)
+    loader.load_state_dict(after(0))
+    assert ids_of(loader) == ids_of(make(batch_size=8))
+
+
+def test_a_position_of_an_earlier_version_is_read() -> None:
+    loader = make()
+    loader.load_state_dict({"epoch": 0, "samples_seen": 8, "num_samples": 24})
+    assert len(list(loader)) == 4
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_refusal_in_a_worker_arrives_as_it_was_said(num_workers: int) -> None:
     loader = ResumableLoader(Refusing(), EpochBatchSampler(24, 4), num_workers)

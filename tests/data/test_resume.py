@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from varlit.data.digits import DigitsDataModule
+from varlit.errors import UserError
 
 
 class Recorder(LightningModule):
@@ -43,6 +44,13 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.path)
 
 
+class SaveAtEnd(SaveAt):
+    """Saves when training is over."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 def fit(
     folder: Path,
     num_workers: int,
@@ -50,9 +58,10 @@ def fit(
     callbacks: Sequence[Callback] = (),
     ckpt_path: Path | None = None,
     accumulate: int = 1,
+    batch_size: int = 300,
 ) -> list[list[int]]:
     module = Recorder()
-    data = DigitsDataModule(batch_size=300, num_workers=num_workers, seed=5, image_size=8)
+    data = DigitsDataModule(batch_size=batch_size, num_workers=num_workers, seed=5, image_size=8)
     trainer = Trainer(
         max_steps=max_steps,
         accelerator="cpu",
@@ -90,3 +99,27 @@ def test_accumulation_cuts_the_same_global_batches(tmp_path: Path) -> None:
     cut = fit(tmp_path, 0, 6, accumulate=3)
     joined = [list(chain(*cut[i : i + 3])) for i in range(0, len(cut), 3)]
     assert joined == whole
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_larger_batches_from_the_end_of_an_epoch_walk_whole_epochs(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "a.ckpt"
+    fit(tmp_path, 0, 5, [SaveAt(5, checkpoint)])
+    resumed = fit(tmp_path, 0, 11, ckpt_path=checkpoint, batch_size=500)
+    fresh = fit(tmp_path, 0, 12, batch_size=500)
+    assert resumed == fresh[3:9]
+    # Saved when training is over, Lightning still asks for one batch of the epoch after.
+    fit(tmp_path, 0, 5, [SaveAtEnd(5, checkpoint)])
+    resumed = fit(tmp_path, 0, 12, ckpt_path=checkpoint, batch_size=500)
+    assert resumed == [fresh[3], *fresh[6:12]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("step", "changed"), [(3, 500), (5, 100)])
+def test_batches_that_would_be_misaligned_are_refused(
+    tmp_path: Path, step: int, changed: int
+) -> None:
+    checkpoint = tmp_path / "a.ckpt"
+    fit(tmp_path, 0, step, [SaveAt(step, checkpoint)])
+    with pytest.raises(UserError, match="300 samples a step"):
+        fit(tmp_path, 0, 12, ckpt_path=checkpoint, batch_size=changed)

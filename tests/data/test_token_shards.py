@@ -146,3 +146,12 @@ def test_the_largest_token_fits(tmp_path: Path) -> None:
     TokenShardWriter(tmp_path, "train", spec).add(torch.tensor([[65_535]]), one, one, one)
     merge_manifest(tmp_path, spec)
     assert np.load(tmp_path / "train-00000.tokens.npy").tolist() == [[[65_535]]]
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_without_a_class_is_not_written(tmp_path: Path, label: int) -> None:
+    writer = TokenShardWriter(begun(tmp_path), "val", SPEC)
+    rows = torch.tensor([[0] * SPEC.num_tokens]), torch.tensor([label])
+    with pytest.raises(UserError, match=f"val images has 1 label.s. such as {label}: .* 0 to 2"):
+        writer.add(*rows, torch.tensor([0]), torch.tensor([0]))
+    writer.add(*rows, torch.tensor([-1]), torch.tensor([0]))  # a broken image's is left out

@@ -172,3 +172,11 @@ def test_large_caches_are_checked_by_size_and_labels(cache: Path) -> None:
     damage(cache, "train-00001.labels.npy", "corrupt")
     with pytest.raises(UserError, match="is corrupt"):
         check_shards(manifest, "train", in_full=False)
+
+
+def test_a_label_without_a_class_is_refused_before_training(cache: Path) -> None:
+    (cache / "manifest.json").write_text(
+        (cache / "manifest.json").read_text().replace('"dog"', "").replace('"cat",', '"cat"')
+    )
+    with pytest.raises(UserError, match=r"5 label.s. such as 1: expected 0 to 0, as there are 1"):
+        TokenDataModule(str(cache)).setup("fit")

@@ -36,6 +36,9 @@ def test_an_unknown_field_is_named_with_the_nearest_one():
         ({"codebook_size": 1}, "at least 2 codes"),
         ({"codebook_dim": 0}, "dimension 1"),
         ({"scales": (2, 1)}, r"grow.*\[1,2,3,4\]"),
+        ({"channel_multipliers": ()}, "a positive number for each level"),
+        ({"num_phi": -1}, "num_phi must be at least 0"),
+        ({"dropout": 2.0}, r"dropout must lie in 0\.\.1"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_built_is_refused(fields, remedy):
@@ -45,7 +48,13 @@ def test_a_tokenizer_that_cannot_be_built_is_refused(fields, remedy):
 
 @pytest.mark.parametrize(
     ("fields", "remedy"),
-    [({"depth": 0}, "at least 1"), ({"width": 100, "num_heads": 3}, "divisor")],
+    [
+        ({"depth": 0}, "at least 1"),
+        ({"width": 100, "num_heads": 3}, "divisor"),
+        ({"class_dropout": 2.0}, r"class_dropout must lie in 0\.\.1"),
+        ({"drop_path": 1.0}, "drop_path must lie in .*1 excluded"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio positive"),
+    ],
 )
 def test_a_transformer_that_cannot_be_built_is_refused(fields, remedy):
     with pytest.raises(UserError, match=remedy):

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from varlit.errors import UserError
 from varlit.models.files import (
@@ -167,3 +168,25 @@ def test_weights_of_another_shape_are_refused_by_name(folder, change, message):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
         load_tokenizer(folder / "tok")
+
+
+def test_a_var_refuses_another_tokenizer_of_the_same_shape(folder, make_tokenizer):
+    torch.manual_seed(1)
+    save_tokenizer(make_tokenizer(), folder / "other")
+    shutil.copy(folder / "other" / WEIGHTS, folder / "var" / "tokenizer" / WEIGHTS)
+    with pytest.raises(UserError, match="is not the tokenizer that this VAR was trained with"):
+        load_var(folder / "var")
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_weights(folder, make_tokenizer, monkeypatch):
+    before = (folder / "tok" / WEIGHTS).read_bytes()
+
+    def fail(weights, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("varlit.models.files.save_file", fail)
+    with pytest.raises(UserError, match=r"cannot write .*No space left.*free some space"):
+        save_tokenizer(make_tokenizer(), folder / "tok")
+    assert (folder / "tok" / WEIGHTS).read_bytes() == before
+    assert not list((folder / "tok").glob("*.tmp*"))

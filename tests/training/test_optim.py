@@ -119,6 +119,8 @@ def test_the_gradient_norm_is_that_of_all_gradients_together():
         ({"warmup": 1.5}, r"optim.warmup must lie in 0\.\.1; got 1.5"),
         ({"final_lr": -0.1}, r"optim.final_lr must lie in 0\.\.1"),
         ({"ema_decay": 2.0}, r"optim.ema_decay must lie in 0\.\.1"),
+        ({"grad_clip": -1.0}, "optim.grad_clip must not be negative"),
+        ({"betas": (0.9, 1.5)}, r"optim.betas must lie in 0\.\.1"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields, message):

@@ -65,3 +65,21 @@ def test_randomness_is_a_function_of_seed_step_micro_step_and_rank(monkeypatch):
     assert found[0] != draws(monkeypatch, seed="6", **common, **places[0])
     later = draws(monkeypatch, **common, step=3, rank=1, batch_idx=3 * 100 + 2)
     assert later == found[-1], "the number of batches seen before does not matter"
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true"])
+def test_precisions_that_would_change_the_recipe_are_refused(monkeypatch, precision):
+    monkeypatch.setattr(Toy, "trainer", SimpleNamespace(precision=precision))
+    with pytest.raises(UserError, match=rf"{precision} is not supported; take 32-true or bf16"):
+        Toy({}).setup("fit")
+
+
+def test_a_file_that_one_process_cannot_open_is_refused_everywhere(monkeypatch):
+    strategy = SimpleNamespace(barrier=lambda name: None)
+    monkeypatch.setattr(Toy, "trainer", SimpleNamespace(strategy=strategy))
+    monkeypatch.setattr(Toy, "global_rank", 0)
+    monkeypatch.setattr("varlit.training.stage.sum_over_ranks", lambda mine: mine + 1)
+    with pytest.raises(UserError, match="another process could not open"):
+        Toy({}).open_together(lambda: "opened")
+    monkeypatch.setattr("varlit.training.stage.sum_over_ranks", lambda mine: mine)
+    assert Toy({}).open_together(lambda: "opened") == "opened"

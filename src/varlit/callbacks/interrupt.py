@@ -22,6 +22,12 @@ from varlit.callbacks.terminal import say
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SIGNAL = getattr(signal, "SIGUSR1", None)  # there is none on Windows
+FAREWELLS = {
+    "predict": "stopped; finished shards are kept, run the same command again to go on",
+    "test": "stopped; nothing was changed",
+    "validate": "stopped; nothing was changed",
+}
+"""What Ctrl-C says outside of training, by stage."""
 
 
 class SaveOnInterrupt(Callback):
@@ -29,8 +35,9 @@ class SaveOnInterrupt(Callback):
 
     The process ends with exit code 130 (SIGINT) or 143 (SIGTERM), and `signal_number` is set. A
     second signal stops at once without saving. SIGUSR1 saves and goes on. A validation is cut
-    short; on resume it is not made up for, training goes on at the next step. Put this callback
-    last, so that the others have seen the step.
+    short; on resume it is not made up for, training goes on at the next step. Outside of training
+    SIGINT stops at once, with one line. Put this callback last, so that the others have seen the
+    step.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -43,6 +50,7 @@ class SaveOnInterrupt(Callback):
         self.signal_number = 0
         self._wants_save = False
         self._is_training = False
+        self._farewell = ""
         self._seen_step = -1
         self._process_id = os.getpid()
         self._trainer: Trainer | None = None
@@ -51,10 +59,15 @@ class SaveOnInterrupt(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the signals over before loader workers are forked, so that they outlive Ctrl-C."""
-        if self.enabled and stage == "fit":
-            self._trainer = trainer
-            self.signal_number, self._wants_save = 0, False
+        if not self.enabled:
+            return
+        self._trainer = trainer
+        self.signal_number, self._wants_save = 0, False
+        if stage == "fit":
             self._take_over(*STOP_SIGNALS)
+        else:
+            self._farewell = FAREWELLS[stage]
+            self._take_over(signal.SIGINT)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over again what Lightning has wrapped meanwhile; from now on signals save."""
@@ -95,7 +108,11 @@ class SaveOnInterrupt(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the signals back."""
+        """Give the signals back, and say what became of a run that was no training."""
+        if self._farewell and self.signal_number:
+            say_first(trainer, self._farewell)
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signal.SIGKILL)  # they may not have been told
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -119,8 +136,12 @@ class SaveOnInterrupt(Callback):
             trainer,
             f"saved {path} at step {trainer.global_step:,}; run the same command again to go on",
         )
+        raise SystemExit(self._exit_code())
+
+    def _exit_code(self) -> int:
         # Processes that Lightning has started must end well, or it kills the first one.
-        raise SystemExit(128 + self.signal_number if trainer.is_global_zero else 0)
+        is_first = self._trainer is None or self._trainer.is_global_zero
+        return 128 + self.signal_number if is_first else 0
 
     def _agree(self) -> None:
         """All processes learn what any of them was told, so that all act at the same step."""
@@ -138,7 +159,7 @@ class SaveOnInterrupt(Callback):
                 signal.signal(number, self._handle)
 
     def _release(self) -> None:
-        self._is_training = False
+        self._is_training, self._farewell = False, ""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous.items():
                 if signal.getsignal(number) == self._handle:
@@ -150,6 +171,10 @@ class SaveOnInterrupt(Callback):
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return  # a loader's worker: its parent decides
+        if self._farewell and number == signal.SIGINT:
+            # Not a KeyboardInterrupt, of which Lightning makes exit code 1.
+            self.signal_number = number
+            raise SystemExit(self._exit_code())
         if not self._is_training:
             self._pass_on(number, frame)
         elif number == SAVE_SIGNAL:

@@ -21,8 +21,9 @@ NUM_GROWING = 4
 class Reconstructions(Callback):
     """Draw originals, reconstructions and differences, growing pyramids, and token maps.
 
-    The images are evenly spaced over the validation set, the same in every picture. Draws at
-    steps 0, 1, 2, 4, 8, ... up to the cadence, then at the cadence, with `pl_module.averaged`.
+    The images are evenly spaced over the validation set (where there is none, over the training
+    set without augmentation), the same in every picture. Draws at steps 0, 1, 2, 4, 8, ... up to
+    the cadence, then at the cadence, with `pl_module.averaged`.
     """
 
     def __init__(self, every_n_steps: int = 1000, num_images: int = 8) -> None:
@@ -30,7 +31,7 @@ class Reconstructions(Callback):
 
         Args:
             every_n_steps: Draw every this many steps; 0 turns the pictures off.
-            num_images: Number of validation images.
+            num_images: Number of images.
         """
         self.every_n_steps = every_n_steps
         self.num_images = num_images
@@ -70,7 +71,7 @@ class Reconstructions(Callback):
             reconstructions,
             labels=decibels,
             title=f"Reconstructions, {at}",
-            caption="Validation images, and the same after a trip through their tokens.",
+            caption="Images, and the same after a trip through their tokens.",
         )
         publish(trainer, "reconstructions", picture)
         picture = growing_strip(
@@ -88,14 +89,17 @@ class Reconstructions(Callback):
 
 
 def fixed_images(trainer: Trainer, num_images: int) -> Tensor:
-    """Images (B, 3, H, W), evenly spaced over the validation set.
+    """Images (B, 3, H, W), evenly spaced over the validation set, or the training set without one.
 
     They are read past the loader, which keeps its place.
     """
     loaders = trainer.val_dataloaders
     if loaders is None:
         loaders = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+    if not loaders:
+        loaders = trainer.train_dataloader
     loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+    assert loader is not None, "pictures are drawn while training"
     if isinstance(loader, ResumableLoader):
         ids = spread_ids(len(loader.source), num_images)
         return loader.source[BatchIndex(ids, np.full_like(ids, PLAIN_VIEW))]["image"]

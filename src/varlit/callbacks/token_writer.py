@@ -52,7 +52,7 @@ class TokenWriter(Callback):
                 f"cannot encode {type(data).__name__}: expected images, such as DigitsDataModule, "
                 "ImageDataModule or ImageNetDataModule."
             )
-        self._writers = []
+        self._writers, self._spec = [], None
 
         def plan(num_images: Mapping[str, int]) -> EncodingPlan:
             # Called when the loaders are made, which is after the checkpoint has been loaded.
@@ -73,14 +73,14 @@ class TokenWriter(Callback):
         rows: Mapping[str, Tensor] = outputs
         self._writers[dataloader_idx].add(rows["tokens"], rows["label"], rows["id"], rows["crop"])
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the shards of all processes."""
-        trainer.strategy.barrier("token shards")
-        self._finish(trainer)
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Join the shards if all were finished before: Lightning then skips the whole loop."""
+        """Join the shards of all processes.
+
+        Here and not in `on_predict_end`: a process that has no shard to write skips the whole
+        loop, and would leave the others waiting. After an exception Lightning comes to neither.
+        """
         if stage == "predict":
+            trainer.strategy.barrier("token shards")
             self._finish(trainer)
 
     def _plan(

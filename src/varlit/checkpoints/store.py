@@ -30,7 +30,11 @@ def find_model(name: str | Path, root: Path | str = RUNS_FOLDER) -> Path:
             return folder
     known = sorted(str(p.parent.relative_to(root)) for p in Path(root).glob(f"*/{CONFIG_FILE}"))
     near = difflib.get_close_matches(str(name), known, 1)
-    hint = f"did you mean `{near[0]}`?" if near else f"models in {root}/: {known or 'none yet'}"
+    hint = f"models in {root}/: {', '.join(known)}"
+    if near:
+        hint = f"did you mean `{near[0]}`?"
+    elif not known:
+        hint = f"{root}/ holds none yet; `make demo` trains a small one, CONF=digits needs no data"
     unfinished = [f for f in candidates if f.is_dir()]
     why = f"{unfinished[0]} has no {CONFIG_FILE} yet" if unfinished else "no such folder or run"
     raise UserError(f"no model `{name}`: {why}; {hint}")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -34,11 +35,21 @@ def check_writable(path: Path) -> Path:
     """Refuse an output file that cannot be written before any work is done.
 
     Raises:
-        UserError: If it is a folder, or not a PNG.
+        UserError: If it is a folder, or not a PNG, or its folder cannot be made or written to.
     """
     if path.is_dir() or path.suffix.lower() != ".png":
         raise UserError(f"--out wants the name of a .png file; got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"cannot make the folder {path.parent}: {reason}; give another --out"
+        ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(
+            f"no right to write in the folder {path.parent}; mend its rights or give another --out"
+        )
     return path
 
 

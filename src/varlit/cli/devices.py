@@ -1,7 +1,8 @@
 """What a run computes on: `--gpus auto|N` turned into the Trainer's settings, and said in a line.
 
 Only settings that are still undecided are filled in, so an explicit `--trainer.accelerator`,
-`--trainer.devices` or hardware file wins over `--gpus`.
+`--trainer.devices` or hardware file wins over `--gpus`. What cannot work is refused here, before
+anything is built.
 """
 
 import warnings
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from varlit.errors import UserError
+
+# By Lightning's long and short names.
+TRAINING_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ def place(gpus: str, trainer: dict[str, Any], precision_is_explicit: bool) -> Pl
         precision_is_explicit: Whether the user typed `--trainer.precision`.
 
     Raises:
-        UserError: If `gpus` is not a number, or more than there are.
+        UserError: If `gpus` is not a number, or more than there are, or the Trainer is to take a
+            GPU where there is none.
     """
     import torch
 
@@ -44,6 +49,7 @@ def place(gpus: str, trainer: dict[str, Any], precision_is_explicit: bool) -> Pl
                 f"trainer.devices {devices} were set",
                 stacklevel=2,
             )
+        _require_gpu(accelerator)
     else:
         present = torch.cuda.device_count() if torch.cuda.is_available() else 0
         wanted = _number_of_gpus(gpus, present)
@@ -65,6 +71,52 @@ def place(gpus: str, trainer: dict[str, Any], precision_is_explicit: bool) -> Pl
             remarks.append(f"this GPU has no bf16: in 32-true instead of {precision}")
             precision = "32-true"
     return Placement(accelerator, devices, precision, ", ".join(remarks))
+
+
+def check_training(stage: str, trainer: dict[str, Any]) -> None:
+    """Refuse settings of the Trainer that a fit would ignore or stumble over later.
+
+    Args:
+        stage: Name of the stage.
+        trainer: The resolved `trainer` settings.
+
+    Raises:
+        UserError: With the setting to use in its place.
+    """
+    for setting in ("gradient_clip_val", "gradient_clip_algorithm"):
+        if trainer.get(setting) is not None:
+            raise UserError(
+                f"trainer.{setting} does not work here; set --model.optim.grad_clip, a norm (0 = "
+                "off), in its place"
+            )
+    if trainer.get("log_every_n_steps") == 0:
+        raise UserError(
+            "trainer.log_every_n_steps must be 1 or more, got 0; for few scalars set it to a large "
+            "number"
+        )
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    if steps == -1 and (epochs == -1 or (epochs is None and trainer.get("max_time") is not None)):
+        raise UserError("schedules need a length: set --trainer.max_epochs or --trainer.max_steps")
+    precision = str(trainer.get("precision") or "32-true")
+    if precision not in TRAINING_PRECISIONS:
+        # fp16 would have scaled gradients clipped; true bf16 breaks the search for codes.
+        raise UserError(
+            f"stage {stage} trains in 32-true or bf16-mixed; got trainer.precision {precision}"
+        )
+
+
+def _require_gpu(accelerator: str) -> None:
+    """Stop where Lightning would with a traceback; its `gpu` may also be Apple's."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if accelerator == "gpu":
+        has_gpu = has_gpu or torch.backends.mps.is_available()
+    if accelerator in {"gpu", "cuda"} and not has_gpu:
+        raise UserError(
+            f"trainer.accelerator {accelerator} (`--trainer gpu1` and `--trainer ddp` set it), but "
+            "no GPU was found here; leave it out: --gpus auto falls back to the CPU"
+        )
 
 
 def _number_of_gpus(gpus: str, present: int) -> int:

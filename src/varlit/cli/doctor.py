@@ -159,7 +159,7 @@ def check_disk(root: Path) -> Iterator[Finding]:
 
 def check_data(given: Path | None) -> Iterator[Finding]:
     """Look at a folder of images, given or ImageNet's."""
-    root = given or Path(os.environ.get("IMAGENET_DIR") or "data/imagenet")
+    root = (given or Path(os.environ.get("IMAGENET_DIR") or "data/imagenet")).expanduser()
     subject = "data" if given else "imagenet"
     if not root.is_dir():
         verdict: Verdict = "fix" if given else "warn"

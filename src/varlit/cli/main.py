@@ -51,11 +51,11 @@ More: varlit VERB --help; add --dry_run to any fit to see what it would do.
 
 # What can go wrong with a disk; every other OSError is a fault of ours and keeps its traceback.
 DISK_ERRORS = {
-    errno.ENOSPC: "no space left; free some, or write elsewhere with --root",
-    errno.EDQUOT: "the disk quota is used up; free some, or write elsewhere with --root",
-    errno.EACCES: "permission denied; mend the rights, or write elsewhere with --root",
-    errno.EPERM: "not permitted; mend the rights, or write elsewhere with --root",
-    errno.EROFS: "read-only file system; write elsewhere with --root",
+    errno.ENOSPC: "no space left; free some, or write elsewhere (--root or --out)",
+    errno.EDQUOT: "the disk quota is used up; free some, or write elsewhere (--root or --out)",
+    errno.EACCES: "permission denied; mend the rights, or write elsewhere (--root or --out)",
+    errno.EPERM: "not permitted; mend the rights, or write elsewhere (--root or --out)",
+    errno.EROFS: "read-only file system; write elsewhere (--root or --out)",
 }
 
 

@@ -83,7 +83,7 @@ class Clock:
             self.times_resumed = int(previous["times_resumed"]) + 1
             print(f"going on with {out}: {self.before_s:.0f} s were spent before")
         else:
-            _clear(out)
+            _clear(out, is_own=bool(previous))
         self.save()
 
     def seconds(self) -> float:
@@ -99,7 +99,8 @@ class Clock:
 def _commands(
     out: Path, seed: int, tokenizer_steps: int, var_steps: int
 ) -> list[tuple[str, list[str]]]:
-    place = ["--root", str(out)]
+    # One process: more of them would each run this whole pipeline again.
+    place = ["--root", str(out), "--gpus", "1"]
     fit = ["-c", "digits", "--seed_everything", str(seed), "--data.seed", str(seed)]
     tokenizer = ["tokenizer", "fit", *fit, "--name", "tokenizer", *place]
     var = ["var", "fit", *fit, "--name", "var", *place]
@@ -141,10 +142,18 @@ def _print_report(report: dict[str, Any]) -> None:
     print()
 
 
-def _clear(out: Path) -> None:
-    """Remove what an earlier quickstart left, and nothing else."""
+def _clear(out: Path, is_own: bool) -> None:
+    """Remove what an earlier quickstart left, and nothing else.
+
+    Raises:
+        UserError: If runs are there that no quickstart made.
+    """
     for stage in STAGES:
-        if (out / stage / "fit.yaml").exists() or (out / stage / "checkpoints").exists():
+        if (out / stage).exists():
+            if not is_own:
+                raise UserError(
+                    f"{out / stage} exists, and no quickstart made it; give another --out"
+                )
             print(f"starting afresh: removing {out / stage}")
             shutil.rmtree(out / stage)
     for name in (REPORT_FILE, PICTURE_FILE):

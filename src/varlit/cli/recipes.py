@@ -32,7 +32,7 @@ def find_recipe(stage: str, given: str) -> Path:
     Raises:
         UserError: If there is neither; the nearest recipe is named.
     """
-    path = Path(given)
+    path = Path(given).expanduser()
     if path.is_file():
         return path
     named = conf_folder() / stage / f"{given.removesuffix('.yaml')}.yaml"
@@ -126,9 +126,14 @@ def saved_fit(stage: str, run_dir: Path) -> Path:
         if stage_of(read_yaml(p)) == stage
     ]
     near = difflib.get_close_matches(run_dir.name, known, 1)
-    hint = f"did you mean `--name {near[0]}`?" if near else f"--name one of: {', '.join(known)}"
-    if not known:
-        hint = f"train one first: varlit {stage} fit -c RECIPE --name {run_dir.name}"
+    hint = f"did you mean `--name {near[0]}`?" if near else f"--name one of: {', '.join(known)}."
+    recipe = run_dir.name.removeprefix(f"{stage}-")
+    recipe = recipe if recipe in recipe_names(stage) else "RECIPE"
+    train = (
+        f"varlit {stage} fit -c {recipe} --name {run_dir.name} "
+        "(the recipe that needs no download: -c digits, CONF=digits with make)"
+    )
+    hint = f"{hint} Or train it: {train}" if known else f"train one first: {train}"
     raise UserError(f"{path.parent}: {what}; {hint}")
 
 
@@ -182,6 +187,7 @@ def expand(stage: str, subcommand: str, args: list[str], data: str = "") -> list
         place += ["--root", root, "--gpus", "auto", "--ckpt_path", "last"]
         for setting in ("accelerator", "devices", "strategy"):
             place += [f"--trainer.{setting}", "auto"]
+        place += ["--trainer.num_nodes", "1"]
     chain += [find_recipe(stage, given) for given in configs]
     words = [word for path in chain for word in ("-c", str(path))]
     if data and not _names_data(chain, flags):

@@ -3,13 +3,19 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from varlit.cli.arguments import Count, VerbParser, check_writable, pick_device
 from varlit.cli.verbs import typed
 from varlit.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from varlit.generation.sampler import Drawn, Sampler, SamplingSettings
+
 MAX_CLASSES_BY_DEFAULT = 10
-BATCH_SIZE = 64
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def build_parser() -> VerbParser:
@@ -28,6 +34,8 @@ def build_parser() -> VerbParser:
     add("--growing", action="store_true", help="also draw OUT-growing.png, scale by scale")
     add("--root", default="runs", help="where runs live")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--batch_size", type=int, default=64, help="images drawn at a time; fewer need less memory")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto = bf16 on GPUs that have it")
     return parser
 
 
@@ -38,13 +46,14 @@ def main(argv: list[str]) -> int:
         argv: What follows `varlit sample`.
     """
     args = build_parser().parse_args(argv)
-    if args.per_class < 1:
-        raise UserError(f"--per_class must be at least 1; got {args.per_class}")
+    for flag in ("per_class", "batch_size"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} must be at least 1; got {getattr(args, flag)}")
     check_writable(args.out)
     import torch
 
     from varlit.checkpoints.store import find_model
-    from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
+    from varlit.generation.sampler import Sampler, SamplingSettings
     from varlit.models.files import load_var
     from varlit.viz.grids import image_grid, save_png
     from varlit.viz.pyramids import growing_strip
@@ -56,13 +65,7 @@ def main(argv: list[str]) -> int:
     classes = parse_classes(args.classes, loaded.var.num_classes, loaded.class_names)
     labels = torch.tensor(classes).repeat_interleave(args.per_class)
     seeds = [args.seed + i for _ in classes for i in range(args.per_class)]
-    parts: list[Drawn] = []
-    count = Count("drawn", len(labels))
-    for start in range(0, len(labels), BATCH_SIZE):
-        part = slice(start, start + BATCH_SIZE)
-        random = ImageSeeds(seeds[part])
-        parts.append(sampler.draw(labels[part], settings, random, with_frames=args.growing))
-        count.reach(min(start + BATCH_SIZE, len(labels)))
+    parts = draw_in_batches(sampler, labels, seeds, settings, args)
     names = [class_name(c, loaded.class_names) for c in classes]
     images = torch.cat([part.images for part in parts])
     save_png(image_grid(images, args.per_class, row_labels=names), args.out)
@@ -75,6 +78,42 @@ def main(argv: list[str]) -> int:
         print(f"growing over the scales: {path}")
     print(repeat_line(args))
     return 0
+
+
+def draw_in_batches(
+    sampler: "Sampler",
+    labels: "Tensor",
+    seeds: Sequence[int],
+    settings: "SamplingSettings",
+    args: Namespace,
+) -> "list[Drawn]":
+    """Draw an image for each of `labels` (N,) and `seeds`.
+
+    Raises:
+        UserError: If a batch does not fit into the memory of the GPU.
+    """
+    import torch
+
+    from varlit.generation.sampler import ImageSeeds
+
+    device, size = sampler.var.device.type, args.batch_size
+    is_bf16 = args.precision == "bf16"
+    if args.precision == "auto" and device == "cuda":
+        is_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    parts = []
+    count = Count("drawn", len(labels))
+    try:
+        for start in range(0, len(labels), size):
+            part = slice(start, start + size)
+            random = ImageSeeds(seeds[part])
+            with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
+                parts.append(sampler.draw(labels[part], settings, random, with_frames=args.growing))
+            count.reach(min(start + size, len(labels)))
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of GPU memory at --batch_size {size}; try --batch_size {max(1, size // 2)}"
+        ) from error
+    return parts
 
 
 def parse_classes(text: str, num_classes: int, names: Sequence[str]) -> list[int]:

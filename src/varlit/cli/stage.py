@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from varlit.cli import report
-from varlit.cli.devices import place
+from varlit.cli.devices import check_training, place
 from varlit.cli.parser import Parser
 from varlit.cli.quiet import quieten
 from varlit.cli.recipes import base_chain, expand, option_value
@@ -119,6 +119,8 @@ class StageCLI(LightningCLI):
                 f"stage {self.stage.name} cannot accumulate gradients yet; lower --data.batch_size "
                 "instead, the learning rate follows it"
             )
+        if self.asked == "fit":
+            check_training(self.stage.name, trainer)
         self.placement = place(self.settings.gpus, trainer, explicit)
         self.checkpoint_path = self._find_checkpoint()
         if self.settings.dry_run:
@@ -240,7 +242,7 @@ class StageCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print the measures as a table and keep them in the run's folder."""
-        measures = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        measures = self._measures()
         if self.trainer.is_global_zero:
             report.print_table(f"{self.stage.name} test: {self.settings.name}", measures)
             protocol = getattr(self.model, "test_protocol", {})
@@ -254,9 +256,19 @@ class StageCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print the measures as a table."""
-        measures = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        measures = self._measures()
         if self.trainer.is_global_zero:
             report.print_table(f"{self.stage.name} validate: {self.settings.name}", measures)
+
+    def _measures(self) -> dict[str, float]:
+        """What was measured; Lightning skips a loop without data and says nothing."""
+        measures = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        if not measures:
+            remedy = "write the token cache again from images that have one"
+            if self.stage.any_data:
+                remedy = "set data.val_fraction, or make a val/ folder beside train/"
+            raise UserError(f"nothing was measured: the data have no held-out part; {remedy}")
+        return measures
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

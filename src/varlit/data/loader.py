@@ -98,11 +98,20 @@ class ResumableLoader:
             "epoch": self._position.epoch,
             "samples_seen": self._position.step * self.sampler.step_samples,
             "num_samples": len(self.source),
+            "step_samples": self.sampler.step_samples,
+            "epoch_samples": len(self.sampler) * self.sampler.step_samples,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved position; start the epoch anew if the data have changed."""
+        """Go on from a saved position; start the epoch anew if the data have changed.
+
+        Raises:
+            UserError: If steps of another size cannot go on from there.
+        """
         epoch, step = state["epoch"], state["samples_seen"] // self.sampler.step_samples
+        if state.get("step_samples", self.sampler.step_samples) != self.sampler.step_samples:
+            self._check_resized(state)
+            step = len(self.sampler) if step else 0
         if state["num_samples"] != len(self.source):
             warnings.warn(
                 f"the checkpoint was made with {state['num_samples']} samples, now there are "
@@ -114,6 +123,22 @@ class ResumableLoader:
             epoch, step = epoch + 1, 0
         self.sampler.set_epoch(epoch)
         self._position, self._start = _Position(epoch, step), step
+
+    def _check_resized(self, state: dict[str, int]) -> None:
+        """Refuse what Lightning, which counts an epoch in steps, would get wrong.
+
+        At the end of an epoch it takes that epoch for done only if it counts as many steps as the
+        new kind has, so steps may become larger there, but not smaller.
+        """
+        seen, old, new = state["samples_seen"], state["step_samples"], self.sampler.step_samples
+        at_end = seen == state["epoch_samples"] and seen // old >= len(self.sampler)
+        if seen and not at_end:
+            raise UserError(
+                f"the checkpoint was made with {old} samples a step, {seen} of "
+                f"{state['epoch_samples']} into an epoch; now a step has {new}. Set "
+                "data.batch_size and trainer.accumulate_grad_batches as they were (steps can grow "
+                "at the end of an epoch), or start under another --name."
+            )
 
     def _resume_point(self) -> int:
         return self._start if self._position.epoch == self.sampler.epoch else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,21 +61,31 @@ class TokenShardWriter:
             labels: (B,) integers.
             ids: (B,) dataset ids; -1 - id marks an image that could not be read.
             crops: (B,) integers, 0 .. num_crops - 1.
+
+        Raises:
+            UserError: If a label is none of the classes.
         """
         codes, marked = tokens.cpu().numpy(), ids.cpu().numpy()
+        classes, views = labels.cpu().numpy(), crops.cpu().numpy()
         assert codes.shape[1] == self.spec.num_tokens, codes.shape
         assert codes.size == 0 or codes.max() < self.spec.codebook_size
         broken = marked < 0
         true_ids = np.where(broken, -1 - marked, marked)
+        check_labels(
+            classes[~broken],
+            self.spec.class_names,
+            f"a batch of the {self.split} images",
+            "Mend the labels or the class_names of the data.",
+        )
         shards = true_ids // self.spec.shard_size
         for shard in np.unique(shards):
             rows = shards == shard
             filling = self._filling_of(int(shard))
             filling.add(
                 true_ids[rows],
-                crops.cpu().numpy()[rows],
+                views[rows],
                 codes[rows],
-                labels.cpu().numpy()[rows],
+                classes[rows],
                 broken[rows],
             )
             if filling.seen.all():
@@ -151,6 +162,26 @@ def merge_manifest(folder: Path, spec: CacheSpec) -> Manifest:
     manifest = Manifest(folder, spec, splits, torch.__version__, now)
     write_manifest(manifest)
     return manifest
+
+
+def check_labels(labels: np.ndarray, class_names: Sequence[str], where: str, remedy: str) -> None:
+    """Check on the CPU what an embedding on a GPU would answer with an assertion of the device.
+
+    Args:
+        labels: (N,) integers.
+        class_names: Names in the order of the labels.
+        where: What holds the labels, as the message says it.
+        remedy: What to do about it.
+
+    Raises:
+        UserError: If a label is outside of 0 .. len(class_names) - 1.
+    """
+    wrong = labels[(labels < 0) | (labels >= len(class_names))]
+    if wrong.size:
+        raise UserError(
+            f"{where} has {wrong.size} label(s) such as {wrong[0]}: expected 0 to "
+            f"{len(class_names) - 1}, as there are {len(class_names)} classes. {remedy}"
+        )
 
 
 class _Filling:

@@ -19,6 +19,7 @@ from varlit.data.token_cache import (
     read_manifest,
     remake_command,
 )
+from varlit.data.token_shards import check_labels
 from varlit.errors import UserError
 from varlit.ops.scales import Scales
 
@@ -87,7 +88,8 @@ def open_tokens(folder: Path | str, split: str, seed: int = 0) -> TokenDataset:
 
     Raises:
         UserError: If the cache or the split is not there, or a file is missing, of another size
-            or (see `ALWAYS_HASHED_BYTES`) of another content than when it was written.
+            or (see `ALWAYS_HASHED_BYTES`) of another content than when it was written, or a label
+            is none of the classes.
     """
     manifest = read_manifest(folder)
     if split not in manifest.splits:
@@ -96,7 +98,14 @@ def open_tokens(folder: Path | str, split: str, seed: int = 0) -> TokenDataset:
             f"{', '.join(manifest.splits)}."
         )
     check_shards(manifest, split, in_full=manifest.num_bytes() <= ALWAYS_HASHED_BYTES)
-    return TokenDataset(manifest, split, seed)
+    dataset = TokenDataset(manifest, split, seed)
+    check_labels(
+        dataset.labels,
+        manifest.spec.class_names,
+        f"the split '{split}' of the token cache '{folder}'",
+        f"Mend the data, remove the cache and run `{remake_command(manifest.folder)}`.",
+    )
+    return dataset
 
 
 def check_shards(manifest: Manifest, split: str, in_full: bool) -> None:
@@ -161,7 +170,7 @@ class TokenDataModule(GlobalBatchDataModule):
         """Check the files of the cache before anything is built.
 
         Raises:
-            UserError: If a file is missing, truncated or corrupt.
+            UserError: If a file is missing, truncated or corrupt, or a label none of the classes.
         """
         for split in self.manifest.splits:
             self._dataset(split)
@@ -184,8 +193,9 @@ def find_cache(tokens: str) -> Path:
     """
     if not tokens:
         raise UserError(
-            "no token cache: set data.tokens to a tokenizer's run, and make its cache first with "
-            "`make cache-tokens NAME=<tokenizer run>`."
+            "no token cache: set data.tokens to a tokenizer's run; train it with `make "
+            "train-tokenizer`, make its cache with `make cache-tokens NAME=<tokenizer run>` "
+            "(CONF=digits, for all of these, needs no download)."
         )
     given = Path(tokens).expanduser()
     candidates = [given, given / "tokens", Path(RUNS_FOLDER) / given / "tokens"]
@@ -195,7 +205,9 @@ def find_cache(tokens: str) -> Path:
                 return folder
     raise UserError(
         f"no token cache in {', '.join(repr(str(folder)) for folder in candidates)}: make it with "
-        f"`{remake_command(Path(given.name) / 'tokens')}`."
+        f"`{remake_command(given if given.name == 'tokens' else given / 'tokens')}` once its "
+        "tokenizer is trained (`make train-tokenizer`; CONF=digits, for all of these, needs no "
+        "download)."
     )
 
 

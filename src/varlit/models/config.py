@@ -72,6 +72,18 @@ class TokenizerConfig(PlainConfig):
                 f"tokenizer.channels must be a multiple of {GROUP_NORM_GROUPS} (group norm); "
                 f"got {self.channels}. Try {max(1, round(self.channels / 32)) * 32}"
             )
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise UserError(
+                "tokenizer.channel_multipliers wants a positive number for each level, such as "
+                f"[1,1,2,2,4]; got {list(self.channel_multipliers)}"
+            )
+        if self.num_phi < 0 or self.num_res_blocks < 1:
+            raise UserError(
+                "tokenizer.num_phi must be at least 0 and num_res_blocks at least 1; got "
+                f"{self.num_phi} and {self.num_res_blocks}"
+            )
+        check_share("tokenizer.dropout", self.dropout)
+        check_share("tokenizer.phi_ratio", self.phi_ratio, up_to_one=True)
         if self.codebook_size < 2 or self.codebook_dim < 1:
             raise UserError(
                 "a codebook needs at least 2 codes of dimension 1; got "
@@ -136,6 +148,13 @@ class VARConfig(PlainConfig):
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise UserError(f"var.depth must be at least 1; got {self.depth}")
+        if self.width < 0 or self.num_heads < 0 or self.mlp_ratio <= 0:
+            raise UserError(
+                "var.width and var.num_heads must not be negative (0 = from depth) and "
+                f"var.mlp_ratio positive; got {self.width}, {self.num_heads}, {self.mlp_ratio}"
+            )
+        check_share("var.class_dropout", self.class_dropout, up_to_one=True)
+        check_share("var.drop_path", self.resolved_drop_path)
         if self.resolved_width % self.resolved_heads:
             raise UserError(
                 f"var.width {self.resolved_width} does not divide into {self.resolved_heads} "
@@ -161,6 +180,17 @@ class VARConfig(PlainConfig):
     def resolved_drop_path(self) -> float:
         """Stochastic depth after the rule `0.1 * depth / 24`."""
         return 0.1 * self.depth / 24 if self.drop_path < 0 else self.drop_path
+
+
+def check_share(name: str, value: float, up_to_one: bool = False) -> None:
+    """Refuse a share that is not one.
+
+    Raises:
+        UserError: If `value` is below 0 or above 1, or is 1 where that would leave nothing.
+    """
+    if not 0 <= value <= 1 or (value == 1 and not up_to_one):
+        bound = "0..1" if up_to_one else "0..1, 1 excluded"
+        raise UserError(f"{name} must lie in {bound}; got {value}")
 
 
 def _suggest(side: int) -> str:

@@ -67,14 +67,27 @@ def load_tokenizer(folder: Path | str) -> VQVAE:
 
 
 def save_var(
-    network: VAR, tokenizer_folder: Path, folder: Path, class_names: Sequence[str] = ()
+    network: VAR,
+    tokenizer_folder: Path,
+    folder: Path,
+    class_names: Sequence[str] = (),
+    fingerprint: str = "",
 ) -> None:
-    """Write a VAR folder; the tokenizer is linked or copied beside it."""
+    """Write a VAR folder; the tokenizer is linked or copied beside it.
+
+    Args:
+        network: The transformer.
+        tokenizer_folder: Folder of the tokenizer that it was trained with.
+        folder: Where to write.
+        class_names: Names in the order of the labels, where there are any.
+        fingerprint: `tokenizer_hash` of that tokenizer, where it is known already.
+    """
     config = {
         "model": "var",
         "var": network.config.to_dict(),
         "num_classes": network.num_classes,
         "tokenizer": network.tokenizer_config.to_dict(),
+        "tokenizer_hash": fingerprint or tokenizer_hash(load_tokenizer(tokenizer_folder)),
         "class_names": list(class_names),
     }
     _write(folder, config, network)
@@ -96,6 +109,11 @@ def load_var(folder: Path | str) -> LoadedVAR:
             f"{folder} holds a {config['model']}, not a VAR; `varlit reconstruct` takes tokenizers"
         )
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    if config.get("tokenizer_hash") != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"{folder / TOKENIZER_FOLDER} is not the tokenizer that this VAR was trained with; "
+            "copy the whole folder of the run again"
+        )
     var = VAR(VARConfig.of(config["var"]), tokenizer.config, config["num_classes"])
     names = tuple(config.get("class_names", ()))
     return LoadedVAR(_read_weights(var, folder), tokenizer, names)
@@ -156,9 +174,17 @@ def _write(folder: Path, config: dict[str, Any], network: nn.Module) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     temporary = folder / f"{WEIGHTS_FILE}.tmp{os.getpid()}"
-    save_file(weights, temporary)
-    temporary.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
-    os.replace(temporary, folder / WEIGHTS_FILE)
+    try:
+        save_file(weights, temporary)
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
+        os.replace(temporary, folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot write {folder / WEIGHTS_FILE} ({error}); free some space, or write elsewhere "
+            "with --root, and run the same command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     temporary = folder / f"{CONFIG_FILE}.tmp{os.getpid()}"
     temporary.write_text(json.dumps({"format": FORMAT_VERSION, **config}, indent=2) + "\n")
     os.replace(temporary, folder / CONFIG_FILE)

@@ -46,7 +46,11 @@ class OptimConfig(PlainConfig):
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.lr <= 0:
             raise UserError(f"optim.lr must be positive; got {self.lr}")
-        for name in ("warmup", "final_lr", "ema_decay"):
+        if self.grad_clip < 0:
+            raise UserError(f"optim.grad_clip must not be negative (0 = off); got {self.grad_clip}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas must lie in 0..1, 1 excluded; got {list(self.betas)}")
+        for name in ("warmup", "warmup_start", "final_lr", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optim.{name} must lie in 0..1; got {getattr(self, name)}")
 

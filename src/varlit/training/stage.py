@@ -1,14 +1,18 @@
 """What the LightningModules of both stages share: length, batch, seeds, resuming safely."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
 
 from varlit.errors import UserError
+from varlit.metrics.ranks import sum_over_ranks
 
 SEED_STRIDE = 1_000_003
+PRECISIONS = ("32-true", "bf16-mixed")
+T = TypeVar("T")
 
 
 class StageModule(LightningModule):
@@ -37,8 +41,44 @@ class StageModule(LightningModule):
         every: int = getattr(self.trainer, "log_every_n_steps", 1)
         return (self.global_step + 1) % every == 0
 
+    def setup(self, stage: str) -> None:
+        """Refuse precisions in which a step would not be what the recipe means.
+
+        Raises:
+            UserError: For fp16, whose scaled gradients would be clipped, and for pure bf16, in
+                which the quantizer and the sums over steps lose their digits.
+        """
+        if self.trainer.precision not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision {self.trainer.precision} is not supported; take "
+                f"{' or '.join(PRECISIONS)}"
+            )
+
+    def open_together(self, open_one: Callable[[], T]) -> T:
+        """Open something that may be downloaded: rank 0 first, and all processes or none.
+
+        Raises:
+            UserError: On every process, if `open_one` raised it on any.
+        """
+        opened: list[T] = []
+        error: UserError | None = None
+        for is_my_turn in (self.global_rank == 0, self.global_rank != 0):
+            if is_my_turn:
+                try:
+                    opened.append(open_one())
+                except UserError as raised:
+                    error = raised
+            self.trainer.strategy.barrier("open together")
+        failures = sum_over_ranks(torch.tensor([float(error is not None)]))
+        if error is None and failures.sum() > 0:
+            error = UserError("another process could not open a file; see its message")
+        if error is not None:
+            raise error
+        return opened[0]
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this step by (seed, step, rank): a resumed run draws what the whole one drew."""
+        # Without `seed_everything` there is none, and the steps are still apart from each other.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         micro_step = batch_idx % self.trainer.accumulate_grad_batches
         place = self.global_step * self.trainer.accumulate_grad_batches + micro_step

@@ -79,17 +79,6 @@ class TokenizerModule(StageModule):
         """The weights to look at: averaged where averaging is on."""
         return self.network if self.average is None else self.average
 
-    def setup(self, stage: str) -> None:
-        """Refuse what this module cannot do exactly.
-
-        Raises:
-            UserError: For fp16 with loss scaling.
-        """
-        if self.trainer.precision == "16-mixed":
-            raise UserError(
-                "precision 16-mixed overflows in GANs; take --trainer.precision bf16-mixed"
-            )
-
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One AdamW for the tokenizer, one for the discriminator where there is one."""
         optimizers: list[torch.optim.Optimizer] = [build_adamw(self.network, self.optim_config)]
@@ -153,7 +142,7 @@ class TokenizerModule(StageModule):
     def on_test_start(self) -> None:
         """Open Inception for rFID where its weights are at hand, else say what is missing."""
         try:
-            self._rfid = self.open_metrics()
+            self._rfid = self.open_together(self.open_metrics)
         except UserError as error:
             self._rfid = None
             rank_zero_info(f"rFID is not measured: {error}")

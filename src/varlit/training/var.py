@@ -10,7 +10,7 @@ from varlit.errors import UserError
 from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
 from varlit.losses.next_scale import next_scale_loss
 from varlit.metrics.fid import InceptionMetrics
-from varlit.models.config import VARConfig
+from varlit.models.config import VARConfig, check_share
 from varlit.models.files import load_tokenizer, save_var, tokenizer_hash
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
@@ -52,6 +52,7 @@ class VARModule(StageModule):
         super().__init__()
         self.config, self.optim_config = VARConfig.of(var), OptimConfig.of(optim)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        check_share("label_smoothing", label_smoothing)
         self.evaluation = EvaluationConfig.of(evaluation)
         # A hook for tests, which have no Inception.
         self.open_metrics = open_metrics
@@ -93,6 +94,7 @@ class VARModule(StageModule):
         Raises:
             UserError: If another tokenizer made it.
         """
+        super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
         cached = getattr(datamodule, "tokenizer_hash", None)
         own = self.hparams["tokenizer_hash"]
@@ -140,7 +142,7 @@ class VARModule(StageModule):
 
     def on_test_start(self) -> None:
         """Ask for Inception and its reference before the long part."""
-        self._metrics = self.open_metrics(self.evaluation)
+        self._metrics = self.open_together(lambda: self.open_metrics(self.evaluation))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out pyramids."""
@@ -163,7 +165,12 @@ class VARModule(StageModule):
                 return sampler.draw(labels, settings, ImageSeeds(seeds)).images
 
         report = measure_samples(draw, self.num_classes, self.evaluation, self._metrics, *ranks)
-        self.test_protocol = {**report.protocol, "sampling": self.evaluation.to_dict()}
+        self.test_protocol = {
+            **report.protocol,
+            "sampling": self.evaluation.to_dict(),
+            "sampling_precision": str(self.trainer.precision),
+            "device": self.device.type,
+        }
         quick = "quick_" if report.num_images < PAPER_NUM_IMAGES else ""
         figures = {k: v for k, v in report.to_dict().items() if isinstance(v, int | float)}
         self.log_dict({f"{quick}{name}": float(value) for name, value in figures.items()})
@@ -188,7 +195,8 @@ class VARModule(StageModule):
     def export(self, folder: Path) -> None:
         """Write the transformer, with its tokenizer, as a folder that describes itself."""
         names = getattr(getattr(self.trainer, "datamodule", None), "class_names", ())
-        save_var(self.averaged, self.tokenizer_folder, folder, tuple(names))
+        fingerprint = self.hparams["tokenizer_hash"]
+        save_var(self.averaged, self.tokenizer_folder, folder, tuple(names), fingerprint)
 
     def _loss(
         self, batch: dict[str, Tensor], network: VAR, with_accuracy: bool
@@ -199,10 +207,9 @@ class VARModule(StageModule):
         terms = next_scale_loss(logits, tokens, scales, self.label_smoothing, with_accuracy)
         scalars = {"loss/mean": terms.loss.detach(), "loss/last_scale": terms.loss_by_scale[-1]}
         scalars |= _by_scale("scale_loss", terms.loss_by_scale, scales.names)
-        if terms.accuracy_by_scale is not None:
-            lengths = torch.tensor(scales.lengths, device=logits.device)
-            mean = (terms.accuracy_by_scale * lengths).sum() / scales.num_tokens
-            scalars |= {"accuracy/mean": mean, "accuracy/last_scale": terms.accuracy_by_scale[-1]}
+        if terms.accuracy is not None and terms.accuracy_by_scale is not None:
+            scalars["accuracy/mean"] = terms.accuracy
+            scalars["accuracy/last_scale"] = terms.accuracy_by_scale[-1]
             scalars |= _by_scale("scale_accuracy", terms.accuracy_by_scale, scales.names)
         return terms.loss, scalars
 
