@@ -1,9 +1,10 @@
 """Errors of the parser: what they say, and the key that may have been meant."""
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from varlit.cli import main as command_line
-from varlit.cli.parser import nearest_key, shorten
+from varlit.cli.parser import nearest_key, prefer_integers, shorten
 
 KEYS = ["model.var.depth", "model.optim.lr", "model.optim", "trainer.max_epochs", "gpus"]
 
@@ -79,3 +80,12 @@ def test_an_unknown_key_in_a_file_is_named(
     told = capsys.readouterr().err
     assert "there is no key 'model.optm.lr'" in told
     assert "did you mean `model.optim.lr`?" in told
+
+
+@pytest.mark.parametrize("hint", [float | int | None, float | int, int | float | None])
+def test_a_whole_number_stays_one_where_a_share_is_allowed_too(hint: type) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--limit", type=hint)
+    prefer_integers(parser)
+    assert repr(parser.parse_args(["--limit", "1"]).limit) == "1"
+    assert repr(parser.parse_args(["--limit", "0.5"]).limit) == "0.5"

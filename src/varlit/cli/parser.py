@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
@@ -115,6 +115,21 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
     best = max(leaves, key=likeness, default="")
     return best if best and likeness(best)[0] >= LIKE_ENOUGH else ""
+
+
+def prefer_integers(parser: argparse.ArgumentParser) -> None:
+    """Read `2` as an integer wherever both an integer and a share are allowed.
+
+    `Optional[Union[int, float]]` and its mirror image are equal to typing's cache, so which of
+    them Lightning's annotations end up as depends on what was imported before. Float first would
+    turn `limit_val_batches: 1`, one batch, into 1.0, all of them.
+    """
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        kinds = set(get_args(hint))
+        if {int, float} <= kinds <= {int, float, type(None)}:
+            preferred = int | float | None if type(None) in kinds else int | float
+            action._typehint = preferred  # type: ignore[attr-defined]
 
 
 def shorten(message: str, limit: int = 300) -> str:

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from varlit.cli import report
 from varlit.cli.devices import check_training, place
-from varlit.cli.parser import Parser
+from varlit.cli.parser import Parser, prefer_integers
 from varlit.cli.quiet import quieten
 from varlit.cli.recipes import base_chain, expand, option_value
 from varlit.cli.verbs import typed
@@ -95,6 +95,7 @@ class StageCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        prefer_integers(parser)
         if subcommand in {"test", "validate"}:
             parser.set_defaults({"verbose": False})  # the table at the end says the same
         elif subcommand == "predict":
