@@ -100,6 +100,7 @@ def test_the_first_start_is_silent_about_a_missing_checkpoint(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_tokens_are_cached_and_var_trains_on_them(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

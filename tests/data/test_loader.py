@@ -173,6 +173,7 @@ def test_each_topic_is_warned_of_once() -> None:
     assert all(NOTES not in batch for batch in batches)
 
 
+@pytest.mark.slow
 def test_the_loader_leaves_the_global_random_stream_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()

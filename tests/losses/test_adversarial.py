@@ -116,6 +116,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_lecam_and_on_the_adaptive_weight(tmp_path):
     runs = [
         subprocess.Popen(

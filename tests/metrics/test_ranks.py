@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from varlit.metrics.ranks import concatenate_over_ranks, sum_over_ranks
@@ -51,6 +52,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does_even_if_one_saw_nothing(tmp_path):
     runs = [
         subprocess.Popen(
