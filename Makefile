@@ -96,13 +96,13 @@ board: $(READY) ## TensorBoard on runs/, every picture kept
 doctor: $(READY) ## Check machine, packages, data and weights
 	$(VARLIT) doctor $(if $(DATA),--data "$(DATA)" )$(ARGS)
 
-bench: $(READY) ## Benchmarks on the CPU
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "varlit: there are no benchmarks in this version yet"; exit 2; }
-	set -e; for file in benchmarks/*.py; do $(VENV)/bin/python $$file --device cpu $(ARGS); done
+bench: $(READY) ## Benchmarks on the CPU  ARGS="--out benchmarks/results" keeps the tables
+	$(VENV)/bin/python benchmarks/tokenizer_step.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/tokenizer_parts.py --device cpu $(ARGS)
 
 bench-gpu: $(READY) ## Benchmarks on the GPU
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "varlit: there are no benchmarks in this version yet"; exit 2; }
-	set -e; for file in benchmarks/*.py; do $(VENV)/bin/python $$file --device cuda $(ARGS); done
+	$(VENV)/bin/python benchmarks/tokenizer_step.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/tokenizer_parts.py --device cuda $(ARGS)
 
 clean: ## Remove caches and builds (never runs/, data/ or .venv)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist

@@ -57,6 +57,7 @@ class FakeModule(LightningModule):
         self.network = FakeTokenizer()
         self.asked = []
         self.validation_usage = CodebookUsage(SCALES, NUM_CODES)
+        self.measures = SimpleNamespace(worst=None)
 
     @property
     def averaged(self):
@@ -78,7 +79,8 @@ class FakeModule(LightningModule):
         return loss
 
     def on_validation_start(self):
-        self.validation_usage.reset()
+        last = self.validation_usage
+        self.validation_usage = CodebookUsage(last.scales, last.codebook_size)
 
     def validation_step(self, batch, batch_idx):
         self.validation_usage.update(self.network.encode(batch["image"]))

@@ -1,11 +1,14 @@
 import json
+import re
 
 import pytest
 import torch
+import yaml
 
 from varlit.callbacks.codebook import CodebookWatch
 from varlit.callbacks.record import RunRecord
 from varlit.metrics.codebook import CodebookUsage
+from varlit.training.codebook import CodebookConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -31,6 +34,8 @@ def test_usage_by_scale_is_logged_and_drawn_at_validations(make_module, make_tra
     for name in ("01x01", "02x02", "04x04"):
         assert 0 < looked[0][f"codebook/usage_by_scale/{name}"] <= 1
         assert looked[0][f"codebook/perplexity_by_scale/{name}"] >= 1
+        attainable = looked[0][f"codebook/attainable_by_scale/{name}"]
+        assert looked[0][f"codebook/usage_by_scale/{name}"] <= attainable <= 1
     assert (run / "pictures" / "codebook" / "step-0000004.png").exists()
 
 
@@ -49,6 +54,9 @@ def test_a_lasting_collapse_is_told_once_a_scale_with_the_cure(
     assert len(told) == 3
     assert "scale 01x01 uses 1.6 % of the codes (100 % in reach) since step 2" in told[0]
     assert "docs/reading-the-curves.md#collapse" in told[0]
+    flags = re.findall(r"--model\.codebook\.(\w+) (\w+(?:\.\d+)?)", told[0])
+    assert CodebookConfig(**{name: yaml.safe_load(value) for name, value in flags}).counts_hits
+    assert len(flags) == 2
 
 
 def test_two_looks_are_not_enough_to_call_it_a_collapse(make_module, make_trainer, digits, capsys):

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from varlit.cli import main as command_line
-from varlit.cli.costs import ShapesOnly, count, traced
+from varlit.cli.costs import count, traced
 from varlit.cli.info import find_settings, merge, parse_overrides
 from varlit.errors import UserError
+from varlit.models.initialization import shapes_only
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_settings_merge_as_the_parser_merges_them() -> None:
 
 
 def test_a_trace_counts_operations_and_what_autograd_keeps() -> None:
-    with torch.device("meta"), ShapesOnly():
+    with shapes_only():
         network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         found = traced(lambda: network(torch.empty(3, 8)), network)
     assert count(network) == 8 * 16 + 16 + 16 * 4 + 4

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from varlit.cli import main as command_line
 from varlit.data.token_cache import read_manifest
+from varlit.models.files import load_tokenizer
 
 TINY = [
     *("--model.tokenizer.num_res_blocks", "1"),
@@ -98,6 +100,47 @@ def test_the_first_start_is_silent_about_a_missing_checkpoint(
 ) -> None:
     assert run(*FIT[:4], "--name", "new", *TINY, "--trainer.max_steps", "1") == 0
     assert capfd.readouterr().err == ""
+
+
+def test_other_scales_start_from_a_run_in_parts_and_the_best_weights_are_a_model(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*FIT[:4], "--name", "pair", *TINY, "--model.tokenizer.scales", "[2,4]"]
+    words += ["--model.init_from", "tok", "--trainer.accumulate_grad_batches", "2"]
+    words += ["--trainer.max_steps", "1", "--trainer.val_check_interval", "2"]
+    words += ["--trainer.check_val_every_n_epoch", "null", "--model.optim.lr", "1e-9"]
+    assert run(*words) == 0
+    checkpoint = load(folder / "runs/pair/checkpoints/last.ckpt")
+    assert checkpoint["global_step"] == 1
+    name = "network.encoder.conv_in.weight"
+    start = load_tokenizer(folder / "runs/tok").state_dict()[name.removeprefix("network.")]
+    assert torch.allclose(checkpoint["state_dict"][name], start, atol=1e-6)
+    best = folder / "runs/pair/best-psnr"
+    assert load_tokenizer(best).config.scales == (2, 4)
+    assert json.loads((best / "score.json").read_text())["step"] == 1
+    capsys.readouterr()
+    assert run(*words[:-2], "--model.init_from", "tik", "--name", "other") == 2
+    assert "model.init_from tik" in capsys.readouterr().err
+
+
+def test_steps_are_counted_alike_everywhere_with_two_players_and_in_parts(folder: Path) -> None:
+    words = [*FIT[:4], "--name", "count", *TINY, "--trainer.max_steps", "4"]
+    words += ["--model.loss.disc_weight", "0.4", "--model.loss.disc_start", "0.5"]
+    words += ["--model.discriminator.num_layers", "1", "--model.discriminator.channels", "32"]
+    words += ["--trainer.accumulate_grad_batches", "2", "--trainer.log_every_n_steps", "2"]
+    words += ["--checkpoint.every_n_steps", "3", "--checkpoint.keep_every_n_steps", "1"]
+    words += ["--trainer.val_check_interval", "4", "--trainer.check_val_every_n_epoch", "null"]
+    assert run(*words) == 0
+    checkpoints = folder / "runs/count/checkpoints"
+    steps = {path.stem: load(path)["global_step"] for path in checkpoints.iterdir()}
+    assert steps == {"0000001": 1, "0000002": 2, "0000003": 3, "0000004": 4, "last": 4}
+    lines = map(json.loads, (folder / "runs/count/metrics.jsonl").read_text().splitlines())
+    logged = [(line["step"], "gan/disc_loss" in line, "val/psnr" in line) for line in lines]
+    assert logged == [(2, 0, 0), (2, 0, 1), (4, 1, 0), (4, 0, 1)]
+    board = EventAccumulator(str(folder / "runs/count")).Reload()
+    for tag in ("loss/total", "optim/lr", "optim/grad_norm", "val/psnr"):
+        assert [event.step for event in board.Scalars(tag)] == [2, 4], tag
+    assert [event.step for event in board.Scalars("gan/disc_loss")] == [4]
 
 
 @pytest.mark.slow

@@ -161,7 +161,10 @@ def test_under_bf16_the_latent_map_is_still_what_its_tokens_decode_to(sampler):
         ({"top_k": -1}, "top_k must be 0"),
         ({"top_p": 1.5}, r"top_p must lie in 0\.\.1"),
         ({"top_p": -0.1}, r"top_p must lie in 0\.\.1"),
-        ({"cfg_scale": -1.0}, "cfg_scale must not be negative"),
+        ({"top_k": 2.5}, "a whole number; got 2.5"),
+        ({"cfg_scale": -1.0}, "cfg_scale must be finite, 0 or more; got -1.0"),
+        ({"cfg_scale": float("nan")}, "must be finite"),
+        ({"cfg_scale": float("inf")}, "must be finite"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields, message):
@@ -172,3 +175,24 @@ def test_settings_out_of_range_are_refused(fields, message):
 def test_an_unknown_class_is_refused(sampler):
     with pytest.raises(UserError, match=r"labels must lie in 0\.\.2"):
         draw(sampler, labels=torch.tensor([4]))
+
+
+@pytest.mark.parametrize("random", [ImageSeeds([1, 2, 3, 4]), None])
+def test_smooth_pictures_keep_the_drawn_tokens_of_the_first_scale_and_blend_the_codes(
+    sampler, random
+):
+    torch.manual_seed(0)
+    smooth = SamplingSettings(cfg_scale=0.0, top_k=0, top_p=0.0, more_smooth=True)
+    step = next(sampler.steps(LABELS, smooth, random))
+    expected = sampler.tokenizer.quantizer.decode(
+        torch.nn.functional.pad(step.tokens, (0, 20)), num_scales=1
+    )
+    assert not torch.allclose(step.f_hat, expected)
+
+
+def test_a_greedy_picture_has_nothing_to_blend(sampler):
+    smooth = SamplingSettings(cfg_scale=2.0, top_k=1, top_p=0.0, more_smooth=True)
+    plain = SamplingSettings(cfg_scale=2.0, top_k=1, top_p=0.0)
+    found, expected = draw(sampler, smooth), draw(sampler, plain)
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.images, expected.images)

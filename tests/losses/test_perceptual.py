@@ -125,3 +125,11 @@ def test_real_weights_give_the_values_that_torchmetrics_documents():
     a, b = (torch.rand(2, 3, 100, 100, generator=generator) * 2 - 1 for _ in range(2))
     distance = PerceptualLoss("squeeze", str(REAL_TRUNK))(a, b)
     assert distance.tolist() == pytest.approx([0.1024, 0.0938], abs=1e-4)
+
+
+@pytest.mark.skipif(not REAL_TRUNK.is_file(), reason="the real SqueezeNet trunk is not at hand")
+def test_real_weights_give_the_doctest_value_of_torchmetrics():
+    generator = torch.Generator().manual_seed(42)
+    a, b = (torch.rand(10, 3, 100, 100, generator=generator) * 2 - 1 for _ in range(2))
+    distance = PerceptualLoss("squeeze", str(REAL_TRUNK))(a, b)
+    assert distance.mean().item() == pytest.approx(0.1005, abs=1e-4)

@@ -1,12 +1,11 @@
-import warnings
-
 import pytest
 import torch
 
-from varlit.errors import UserError
 from varlit.losses import tokenizer as room
+from varlit.losses.augment import augment, blur
 from varlit.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
-from varlit.models.vqvae import TokenizerOutput
+from varlit.models.config import TokenizerConfig
+from varlit.models.vqvae import VQVAE, TokenizerOutput
 
 
 class StubPerceptual:
@@ -30,6 +29,7 @@ def output_of(reconstruction):
         tokens=torch.zeros(len(reconstruction), 5, dtype=torch.int64),
         codebook_loss=torch.tensor([1.0, 3.0]),
         commitment_loss=torch.tensor([2.0, 6.0]),
+        searched=torch.zeros(len(reconstruction), 5, 2),
     )
 
 
@@ -119,29 +119,88 @@ def test_the_form_of_the_game_is_the_config_s():
     assert smooth.discriminator_term(fake, fake).item() == pytest.approx(2 * 0.6931, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"l1_weight": -1.0}, "l1_weight must not be negative"),
-        ({"l2_weight": float("nan")}, "l2_weight"),
-        ({"disc_start": 250_001.0}, "share of training"),
-        ({"adaptive_min": 2.0, "adaptive_max": 1.0}, "above adaptive_max"),
-        ({"lecam_decay": 1.0}, "below 1"),
-    ],
-)
-def test_a_setting_without_sense_is_refused(fields, message):
-    with pytest.raises(UserError, match=message):
-        TokenizerLossConfig(**fields)
+def test_the_feature_error_is_the_mean_over_scales_or_the_last_one():
+    images = torch.zeros(1, 3, 8, 8)
+    every = TokenizerLoss(pixel_config()).reconstruction_terms(output_of(images), images)
+    last = TokenizerLoss(pixel_config(feature_error="last_scale"))
+    terms = last.reconstruction_terms(output_of(images), images)
+    assert [every.codebook.item(), every.commitment.item()] == [2, 4]
+    assert [terms.codebook.item(), terms.commitment.item()] == [3, 6]
 
 
-def test_an_ignored_weights_file_warns_and_the_defaults_do_not():
-    with pytest.warns(UserWarning, match="perceptual_weights is ignored"):
-        TokenizerLossConfig(perceptual_weight=0.0, perceptual_weights="trunk.pth")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        TokenizerLossConfig()
+def test_with_weights_1_the_last_error_has_the_gradients_of_the_paper_s_feature_term():
+    config = {"channels": 32, "channel_multipliers": (1, 1), "scales": (1, 4)}
+    torch.manual_seed(0)
+    quantizer = VQVAE(TokenizerConfig(codebook_size=8, codebook_dim=4, **config)).quantizer
+    f = torch.randn(2, 4, 4, 4, requires_grad=True)
+    quantized = quantizer(f)
+    halves = quantized.codebook_loss[-1] + quantized.commitment_loss[-1]
+    found = torch.autograd.grad(halves, (f, quantizer.codebook.weight))
+    whole = f.detach().requires_grad_()
+    f_hat = quantizer.decode(quantized.tokens)
+    expected = torch.autograd.grad(
+        (whole - f_hat).square().mean(), (whole, quantizer.codebook.weight)
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
-def test_the_config_travels_as_plain_data():
-    config = TokenizerLossConfig(disc_loss="nonsaturating", l1_weight=0.7)
-    assert TokenizerLossConfig.of(config.to_dict()) == config
+def test_the_blur_starts_with_the_discriminator_and_fades_linearly():
+    loss = TokenizerLoss(pixel_config(disc_weight=1.0, disc_start=0.2, disc_blur_fade=0.4))
+    found = [loss.disc_blur(progress) for progress in (0.2, 0.3, 0.5, 0.6, 1.0)]
+    assert found == pytest.approx([1, 0.75, 0.25, 0, 0])
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(loss.disc_view(images, 0.3), blur(images, loss.disc_blur(0.3)))
+    assert loss.disc_view(images, 0.6) is images
+
+
+def test_the_discriminator_is_shown_the_images_as_they_are_by_default():
+    loss, images = TokenizerLoss(pixel_config(disc_weight=1.0)), torch.rand(2, 3, 16, 16)
+    before = torch.get_rng_state()
+    assert loss.disc_view(images, 0.5) is images
+    assert loss.disc_penalties(refuse, images, torch.zeros(2), 0.5, step=15) == {}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def refuse(images):
+    raise AssertionError("a penalty that is off asked the discriminator")
+
+
+def test_disc_augment_distorts_what_is_shown():
+    images = torch.rand(2, 3, 16, 16)
+    loss = TokenizerLoss(pixel_config(disc_weight=1.0, disc_augment=("color", "cutout")))
+    torch.manual_seed(5)
+    shown = loss.disc_view(images, 0.5)
+    torch.manual_seed(5)
+    assert torch.equal(shown, augment(images, ("color", "cutout")))
+
+
+def test_r1_is_due_in_one_step_of_n_weighs_n_times_and_sees_real_images_only():
+    loss = TokenizerLoss(pixel_config(disc_weight=1.0, r1_weight=3.0, r1_every_n_steps=4))
+    weight, seen = torch.randn(3, 8, 8, requires_grad=True), []
+
+    def judge(images):
+        seen.append(images.detach())
+        return (images * weight).sum(dim=(1, 2, 3))
+
+    pair, logits = torch.rand(4, 3, 8, 8), torch.zeros(4)
+    due = [step for step in range(12) if loss.disc_penalties(judge, pair, logits, 0.5, step)]
+    assert due == [3, 7, 11]
+    assert all(torch.equal(images, pair[:2]) for images in seen)
+    penalty = loss.disc_penalties(judge, pair, logits, 0.5, step=3)["r1"]
+    torch.testing.assert_close(penalty, 3.0 / 2 * 4 * weight.square().sum())
+
+
+def test_consistency_compares_with_the_logits_of_another_distortion():
+    loss = TokenizerLoss(pixel_config(disc_weight=1.0, consistency_weight=8.0))
+    pair = torch.rand(4, 3, 8, 8)
+    blind = loss.disc_penalties(lambda x: x.new_ones(4, 5), pair, torch.zeros(4, 5), 0.5, step=0)
+    assert {name: term.item() for name, term in blind.items()} == {"consistency": 8.0}
+    scale = torch.ones(1, requires_grad=True)
+
+    def judge(images):
+        return images.mean(dim=(1, 2, 3)) * scale
+
+    seeing = loss.disc_penalties(judge, pair, judge(pair), 0.5, step=0)["consistency"]
+    seeing.backward()
+    assert scale.grad.item() > 0

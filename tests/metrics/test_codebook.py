@@ -47,9 +47,18 @@ def test_usage_never_exceeds_what_is_attainable():
         assert (report.usage_by_scale <= report.attainable_by_scale).all()
 
 
-def test_reset_forgets_and_an_empty_count_is_refused():
-    usage = CodebookUsage(SCALES, CODES)
-    usage.update(pyramids(2))
-    usage.reset()
+def test_perplexity_never_exceeds_the_codes_that_are_attainable():
+    # Codes all different: the most that so few tokens can reach, at the scales that hold 8 or less.
+    tokens = torch.arange(SCALES.num_tokens)[None] % CODES
+    report = report_of(tokens)
+    torch.testing.assert_close(report.usage_by_scale, report.attainable_by_scale)
+    torch.testing.assert_close(report.perplexity_by_scale, CODES * report.attainable_by_scale)
+    for seed in range(5):
+        report = report_of(pyramids(3, seed))
+        reach = CODES * report.attainable_by_scale
+        assert (report.perplexity_by_scale <= reach * (1 + 1e-6)).all()
+
+
+def test_an_empty_count_is_refused():
     with pytest.raises(UserError, match="no images"):
-        usage.compute()
+        report_of()

@@ -7,6 +7,7 @@ from torch.nn import functional
 from varlit.models.config import TokenizerConfig
 from varlit.models.quantizer import MultiScaleQuantizer
 from varlit.ops.pyramid import enlarge, shrink, to_map, to_sequence
+from varlit.ops.quantize import assignment_entropy, nearest_code
 
 DIM, NUM_CODES = 6, 20
 SETTINGS = [
@@ -59,7 +60,8 @@ def test_each_token_is_the_best_code_of_what_is_left(settings):
     for k, part in enumerate(quantizer.scales.split(tokens)):
         left = to_sequence(shrink(f - quantizer.decode(tokens, k), quantizer.scales.sides[k]))
         if quantizer.search == "cosine":
-            cost = -torch.cosine_similarity(left[:, :, None], codebook, dim=-1)
+            unit = left / left.norm(dim=-1, keepdim=True)
+            cost = -unit @ (codebook / codebook.norm(dim=-1, keepdim=True)).T
         else:
             cost = (left[:, :, None] - codebook).square().sum(-1)  # (B, l_k, V)
         chosen = cost.gather(-1, part[..., None])[..., 0]
@@ -119,6 +121,30 @@ def test_phi_blends_a_map_with_the_convolution_that_its_scale_shares():
     torch.testing.assert_close(quantizer.accumulate(quantizer.empty(1), embedding, 2), expected)
 
 
+# Sides of the token maps for images of 256, 512 and 1024 px, their tokens, and which of four
+# shared phis serves each: the tables of the official code.
+OFFICIAL_LISTS = [
+    (TokenizerConfig.scales, 680, "0011122333"),
+    ((1, 2, 3, 4, 6, 9, 13, 18, 24, 32), 2240, "0011122333"),
+    ((1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64), 9451, "00011112222333"),
+]
+
+
+@pytest.mark.parametrize(("sides", "num_tokens", "shared"), OFFICIAL_LISTS)
+def test_official_lists_have_the_official_phis_shared_single_and_one_per_scale(
+    sides, num_tokens, shared
+):
+    num_scales = len(sides)
+    expected = {4: tuple(map(int, shared)), 1: (0,) * num_scales, 0: tuple(range(num_scales))}
+    for num_phi, index in expected.items():
+        with torch.device("meta"):
+            quantizer = MultiScaleQuantizer(TokenizerConfig(scales=sides, num_phi=num_phi))
+        assert quantizer.scales.num_tokens == num_tokens
+        assert quantizer.phi_index == index
+        count = sum(parameter.numel() for parameter in quantizer.parameters())
+        assert count == 4096 * 32 + (num_phi or num_scales) * (32 * 32 * 9 + 32)
+
+
 def test_a_schedule_of_one_scale_without_phi_is_plain_vector_quantization():
     quantizer = make(scales=(5,), phi_ratio=0.0)
     f = latents(quantizer)
@@ -176,6 +202,89 @@ def test_the_codebook_loss_moves_codes_and_phi_alone_the_commitment_loss_feature
     pulled = sum(f - quantizer.decode(out.tokens, k + 1) for k in range(4)).detach()
     torch.testing.assert_close(f.grad, 2 * pulled / f.numel(), atol=1e-7, rtol=1e-4)
     assert all(parameter.grad is None for parameter in quantizer.parameters())
+
+
+@each_kind
+def test_what_was_searched_finds_the_tokens(settings):
+    quantizer = make(**settings)
+    f = latents(quantizer)
+    out = quantizer(f.requires_grad_())
+    assert out.searched.shape == (*out.tokens.shape, DIM)
+    assert not out.searched.requires_grad
+    found = nearest_code(out.searched.flatten(0, 1), quantizer.codebook.weight, quantizer.search)
+    assert torch.equal(found.view_as(out.tokens), out.tokens)
+    first = to_sequence(shrink(f, quantizer.scales.sides[0]))
+    assert torch.equal(out.searched[:, : first.shape[1]], first)
+
+
+def test_keeping_all_scales_is_no_dropout():
+    quantizer = make()
+    f = latents(quantizer).requires_grad_()
+    plain, kept = quantizer(f), quantizer(f, torch.full((3,), 4))
+    assert torch.equal(kept.f_hat, plain.f_hat)
+    torch.testing.assert_close(kept.codebook_loss, plain.codebook_loss)
+    torch.testing.assert_close(kept.commitment_loss, plain.commitment_loss)
+
+
+def test_dropout_cuts_the_image_of_decoding_but_neither_tokens_nor_what_was_searched():
+    quantizer = make()
+    f = latents(quantizer, 4)
+    num_scales = torch.tensor([1, 4, 2, 3])
+    plain, cut = quantizer(f), quantizer(f, num_scales)
+    assert torch.equal(cut.tokens, plain.tokens)
+    assert torch.equal(cut.searched, plain.searched)
+    for i, n in enumerate(num_scales.tolist()):
+        decoded = quantizer.decode(plain.tokens[i : i + 1], n)
+        torch.testing.assert_close(cut.f_hat[i : i + 1], decoded, atol=1e-5, rtol=0)
+
+
+def test_under_dropout_the_mean_loss_is_over_images_of_the_mean_over_their_own_scales():
+    quantizer = make()
+    f = latents(quantizer, 4)
+    num_scales = [1, 4, 2, 3]
+    out = quantizer(f, torch.tensor(num_scales))
+    own = [quantizer(f[i : i + 1]).codebook_loss[:n].mean() for i, n in enumerate(num_scales)]
+    expected = torch.stack(own).mean()
+    torch.testing.assert_close(out.codebook_loss.mean(), expected)
+    torch.testing.assert_close(out.commitment_loss.mean(), expected)
+    assert (out.codebook_loss > 0).all()
+
+
+def test_codes_of_dropped_scales_get_no_loss_and_their_phi_a_gradient_of_zero():
+    quantizer = make(num_phi=0)
+    out = quantizer(latents(quantizer), torch.full((3,), 2))
+    assert (out.codebook_loss[2:] == 0).all()
+    out.codebook_loss.sum().backward()
+    kept = out.tokens[:, : quantizer.scales.offsets[2]].unique()
+    moved = quantizer.codebook.weight.grad.abs().sum(dim=1).nonzero().flatten()
+    assert set(moved.tolist()) == set(kept.tolist())
+    # Zero and not None, or DDP would wait for it.
+    assert [bool(phi.weight.grad.any()) for phi in quantizer.phis] == [True, True, False, False]
+
+
+def test_frozen_codes_get_no_gradient_and_phi_still_learns():
+    quantizer = make()
+    quantizer.codebook.requires_grad_(False)
+    quantizer(latents(quantizer)).codebook_loss.sum().backward()
+    assert quantizer.codebook.weight.grad is None
+    assert all(phi.weight.grad.any() for phi in quantizer.phis)
+
+
+@each_kind
+def test_the_entropy_term_moves_features_and_codes_and_changes_nothing_else(settings):
+    quantizer = make(**settings)
+    f = latents(quantizer).requires_grad_()
+    plain, asked = quantizer(f), quantizer(f, entropy_temperature=0.5)
+    assert plain.entropy_loss is None
+    for name in ("f_hat", "tokens", "codebook_loss", "commitment_loss", "searched"):
+        assert torch.equal(getattr(plain, name), getattr(asked, name)), name
+    vectors, codes = plain.searched.flatten(0, 1), quantizer.codebook.weight
+    expected = assignment_entropy(vectors, codes, 0.5, quantizer.search)
+    torch.testing.assert_close(asked.entropy_loss, expected)
+    asked.entropy_loss.backward()
+    assert f.grad.any()
+    assert codes.grad.any()
+    assert all(phi.weight.grad is None for phi in quantizer.phis)
 
 
 def test_precision_around_it_changes_nothing():

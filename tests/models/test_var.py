@@ -12,11 +12,18 @@ VARIANTS = [
     {},
     {"qk_l2_norm": False},
     {"shared_adaln": True},
+    {"shared_adaln": True, "qk_l2_norm": False},
     {"depth": 3, "mlp_ratio": 2.0},
     {"scales": (2, 3)},
 ]
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 UNCONDITIONAL = 3
+# Official sides of the token maps for images of 256, 512 and 1024 px.
+OFFICIAL_SIDES = {
+    256: TokenizerConfig.scales,
+    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
 
 
 def teacher(var, batch_size):
@@ -49,6 +56,34 @@ def test_cached_sampling_equals_the_full_pass_for_a_guided_batch(make_var, varia
     unconditional = var(torch.full_like(labels, UNCONDITIONAL), inputs)
     torch.testing.assert_close(both[3:], unconditional, atol=1e-4, rtol=1e-4)
     assert (both[0] - both[3]).abs().max() > 0.1, "the class matters"
+
+
+@pytest.mark.parametrize("image_size", [256, 512])
+@torch.no_grad()
+def test_cached_sampling_equals_the_full_pass_over_the_official_scales(make_var, image_size):
+    var = make_var(scales=OFFICIAL_SIDES[image_size], depth=1)
+    inputs, labels = teacher(var, 1), torch.tensor([1])
+    found, full = cached(var, labels, inputs), var(labels, inputs)
+    torch.testing.assert_close(found, full, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("image_size", OFFICIAL_SIDES)
+@pytest.mark.parametrize("shared_adaln", [False, True])
+@pytest.mark.parametrize("qk_l2_norm", [False, True])
+def test_every_official_variant_has_the_parameters_of_its_formula(
+    image_size, shared_adaln, qk_l2_norm
+):
+    config = VARConfig(depth=3, shared_adaln=shared_adaln, qk_l2_norm=qk_l2_norm)
+    tokenizer = TokenizerConfig(scales=OFFICIAL_SIDES[image_size])
+    with torch.device("meta"):
+        var = VAR(config, tokenizer, 1000)
+    c, adaln = 64 * 3, 6 * (64 * 3 + 1)  # width C; six gates, scales, shifts and their biases
+    attention = 4 * c * c + 3 * c + (3 if qk_l2_norm else 0)  # no key bias; a scale a head
+    block = attention + 8 * c * c + 5 * c + (6 * c if shared_adaln else adaln * c)
+    tokens = (32 + 1) * c + (1000 + 1) * c + (1 + var.scales.num_tokens + var.scales.num_scales) * c
+    head = 2 * c * (c + 1) + 4096 * (c + 1)
+    expected = 3 * block + tokens + head + (adaln * c if shared_adaln else 0)
+    assert sum(parameter.numel() for parameter in var.parameters()) == expected
 
 
 @each_variant

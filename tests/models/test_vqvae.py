@@ -90,3 +90,17 @@ def test_a_phi_that_no_scale_uses_is_not_trained(make_tokenizer, num_phi, used):
     assert set(quantizer.phi_index) == used
     trained = {i for i, phi in enumerate(quantizer.phis) if phi.weight.requires_grad}
     assert trained == used, "DDP would wait for the gradient of another"
+
+
+def test_training_options_reach_the_quantizer(make_tokenizer, images):
+    tokenizer = make_tokenizer()
+    plain = tokenizer(images)
+    assert plain.entropy_loss is None
+    cut = tokenizer(images, torch.tensor([3, 1, 2]), entropy_temperature=1.0)
+    assert torch.equal(cut.tokens, plain.tokens)
+    assert torch.equal(cut.searched, plain.searched)
+    assert cut.entropy_loss.requires_grad
+    for i, n in enumerate((3, 1, 2)):
+        decoded = tokenizer.decode_prefix(plain.tokens[i : i + 1], n)
+        found = cut.reconstruction[i : i + 1].clamp(-1, 1)
+        torch.testing.assert_close(found, decoded, atol=1e-4, rtol=0)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from varlit.checkpoints.official import official_tokenizer_name, official_var_name
+from varlit.generation.editing import known_outside
 from varlit.generation.sampler import Sampler, SamplingSettings
 from varlit.losses.next_scale import next_scale_loss
 from varlit.training.optim import OptimConfig, build_adamw, gradient_norm, set_schedule
@@ -139,3 +140,30 @@ def test_the_tokenizer_trains_on_the_official_losses_and_gradients(tokenizer, ca
     for name, expected in official["grads"].items():
         error = (named[name] - expected).norm().item()
         assert error <= 1e-2 * norms[name] + floor, name
+
+
+def test_smooth_sampling_draws_the_official_tokens_and_blends(make_var, tokenizer, case):
+    expected, var = case["sample"]["seed0_smooth"], make_var()
+    args = expected["args"]
+    settings = SamplingSettings(args["cfg"], args["top_k"], args["top_p"], more_smooth=True)
+    generator = torch.Generator().manual_seed(expected["g_seed"])
+    drawn = Sampler(var, tokenizer).draw(case["label"], settings, generator)
+    assert torch.equal(drawn.tokens, torch.cat(expected["idx_Bl"], dim=1))
+    torch.testing.assert_close((drawn.images + 1) / 2, expected["img01"], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["edit_inpaint", "edit_outpaint"])
+def test_editing_draws_what_the_official_notebook_draws(
+    make_var, tokenizer, case, tokens, close, kind
+):
+    expected, var = case[kind], make_var()
+    settings = SamplingSettings(expected["cfg"], top_k=1, top_p=0.0)
+    unconditional = torch.full_like(case["label"], var.num_classes)
+    known = known_outside(tokenizer, case["img"], 1 - expected["mask"])
+    drawn = Sampler(var, tokenizer).draw(unconditional, settings, known=known)
+    # The notebook records what was drawn before it puts the known tokens back.
+    official = torch.cat(expected["idx_Bl"], dim=1)
+    assert torch.equal(drawn.tokens, known.at(official, slice(None)))
+    assert torch.equal(known.tokens, tokens)
+    if "img01" in expected:
+        close.images((drawn.images + 1) / 2, expected["img01"])

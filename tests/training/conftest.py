@@ -15,8 +15,10 @@ from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.discriminator import DiscriminatorConfig
 from varlit.models.files import save_tokenizer, tokenizer_hash
 from varlit.models.vqvae import VQVAE
+from varlit.training.codebook import CodebookConfig
 from varlit.training.optim import OptimConfig, TokenizerOptimConfig
 from varlit.training.tokenizer import TokenizerModule
+from varlit.training.tokenizer_measures import TokenizerMeasuresConfig
 from varlit.training.var import VARModule
 
 TOKENIZER = TokenizerConfig(
@@ -62,14 +64,17 @@ def digits():
 def make_tokenizer_module():
     """A TokenizerModule whose weights depend on nothing but its settings."""
 
-    def make(tokenizer=None, optim=None, **loss):
+    def make(tokenizer=None, optim=None, measures=None, codebook=None, init_from="", **loss):
         torch.manual_seed(1)
         return TokenizerModule(
             tokenizer=TokenizerConfig.of(TOKENIZER.to_dict() | (tokenizer or {})),
             loss=TokenizerLossConfig(**(LOSS | loss)),
             discriminator=DiscriminatorConfig(channels=32, num_layers=2),
             optim=TokenizerOptimConfig(**({"ema_decay": 0.9} | (optim or {}))),
+            codebook=CodebookConfig(**(codebook or {})),
+            measures=TokenizerMeasuresConfig(**(measures or {})),
             image_size=IMAGE_SIZE_PX,
+            init_from=init_from,
         )
 
     return make

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
+from varlit.ops.schedules import SCHEDULE_KINDS, lr_factor
 from varlit.training.optim import (
     OptimConfig,
     TokenizerOptimConfig,
@@ -80,6 +83,41 @@ def test_warm_up_and_end_are_shares_of_training():
         assert rates[-1] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "fields"),
+    [
+        ("linear", {"knee": 0.5}),
+        ("exponential", {"knee": 0.5}),
+        ("cosine", {"flat": 0.1}),
+        ("piecewise", {"flat": 0.1}),
+        ("constant", {"final_lr": 0.5}),
+    ],
+)
+def test_a_setting_that_the_schedule_ignores_is_named(schedule, fields):
+    (name,) = fields
+    with pytest.warns(UserWarning, match=f"optim.{name} is ignored: the {schedule} schedule"):
+        OptimConfig(schedule=schedule, **fields)
+
+
+def test_settings_that_are_read_or_left_alone_are_not_spoken_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in SCHEDULE_KINDS:
+            OptimConfig(schedule=kind)
+            TokenizerOptimConfig(schedule=kind)
+        OptimConfig(schedule="linear", flat=0.15)
+        OptimConfig(schedule="piecewise", knee=0.5, final_lr=0.0)
+
+
+def test_the_shape_of_the_schedule_reaches_the_optimizer():
+    common = {"lr": 1.0, "warmup": 0.0, "final_lr": 0.1}
+    for fields in ({"flat": 0.5}, {"flat": 0.0}, {"schedule": "piecewise", "knee": 0.5}):
+        config = OptimConfig(**common, **fields)
+        shape = {name: fields[name] for name in ("flat", "knee") if name in fields}
+        expected = lr_factor(config.schedule, 40, 101, final=0.1, **shape)
+        assert scheduled(config, 40, 101)[0]["lr"] == pytest.approx(expected)
+
+
 def test_the_schedule_is_a_function_of_the_step_alone():
     config = OptimConfig(weight_decay_end=0.1)
     optimizer = build_adamw(torch.nn.Linear(2, 2), config)
@@ -121,6 +159,10 @@ def test_the_gradient_norm_is_that_of_all_gradients_together():
         ({"ema_decay": 2.0}, r"optim.ema_decay must lie in 0\.\.1"),
         ({"grad_clip": -1.0}, "optim.grad_clip must not be negative"),
         ({"betas": (0.9, 1.5)}, r"optim.betas must lie in 0\.\.1"),
+        ({"schedule": "cos"}, "one of cosine, linear, piecewise.*; got `cos`"),
+        ({"flat": 1.0}, r"optim.flat must lie in 0\.\.1, 1 excluded"),
+        ({"schedule": "piecewise", "knee": 1.0}, "optim.knee must lie between 0 and 1"),
+        ({"schedule": "exponential", "final_lr": 0.0}, "never reaches optim.final_lr 0; take"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields, message):

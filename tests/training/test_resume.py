@@ -31,16 +31,34 @@ def six_at_once_and_resumed(make_module, make_data, make_trainer, save_at, path)
     return states
 
 
-@pytest.mark.parametrize("step_of_start", [0.3, 0.6], ids=["during", "after"])
+# Everything that draws or remembers: codes, dropouts, distortions, penalties.
+WHOLE_GAME = {"disc_augment": ("translation", "cutout"), "r1_weight": 1.0, "r1_every_n_steps": 2}
+CODEBOOK = {"init": "kmeans", "restart_below": 0.5, "dropout": 0.5, "dropout_min_scales": 1}
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "step_of_start"), [(1, 0.3), (1, 0.6), (2, 0.3)], ids=["during", "after", "2"]
+)
 def test_the_tokenizer_with_its_discriminator_goes_on_to_the_bit(
-    make_tokenizer_module, make_trainer, save_at, tmp_path, assert_same, step_of_start
+    make_tokenizer_module,
+    make_trainer,
+    save_at,
+    tmp_path,
+    assert_same,
+    accumulate,
+    step_of_start,
 ):
+    def trainer(*callbacks, max_steps):
+        return make_trainer(*callbacks, max_steps=max_steps, accumulate_grad_batches=accumulate)
+
     whole, resumed = six_at_once_and_resumed(
         lambda: make_tokenizer_module(
-            tokenizer={"dropout": 0.1}, **(GAN | {"disc_start": step_of_start})
+            tokenizer={"dropout": 0.1},
+            codebook=CODEBOOK,
+            **(GAN | WHOLE_GAME | {"disc_start": step_of_start}),
         ),
         lambda: DigitsDataModule(batch_size=4, image_size=16),
-        make_trainer,
+        trainer,
         save_at,
         tmp_path / "a.ckpt",
     )

@@ -12,7 +12,10 @@ from varlit.viz.plots import COLLAPSED_SHARE, percent
 
 YOUNG_SHARE = 0.1  # of the training: before that a small usage is normal
 LOOKS_TO_WARN = 3
-GUIDE = "docs/reading-the-curves.md#collapse"
+CURE = (
+    "Cure: go on with --model.codebook.restart_below 1.0, which replaces dead codes, or begin anew "
+    "with --model.codebook.init kmeans; see docs/reading-the-curves.md#collapse"
+)
 
 
 class CodebookWatch(Callback):
@@ -64,8 +67,7 @@ class CodebookWatch(Callback):
             if len(low_at) == LOOKS_TO_WARN:
                 warnings.append(
                     f"codebook collapse: scale {name} uses {percent(float(used))} of the codes "
-                    f"({percent(float(reach))} in reach) since step {low_at[0]:,}. Cure: a lower "
-                    f"learning rate, a smaller codebook or larger batches; see {GUIDE}"
+                    f"({percent(float(reach))} in reach) since step {low_at[0]:,}. {CURE}"
                 )
         return warnings
 
@@ -73,7 +75,7 @@ class CodebookWatch(Callback):
 def scalars(report: CodebookReport, names: tuple[str, ...]) -> dict[str, float]:
     """The report as tags and values for the loggers."""
     told = {"codebook/usage": report.usage, "codebook/perplexity": report.perplexity}
-    for kind in ("usage", "perplexity"):
+    for kind in ("usage", "perplexity", "attainable"):
         values = getattr(report, f"{kind}_by_scale").tolist()
         told.update(
             {f"codebook/{kind}_by_scale/{n}": v for n, v in zip(names, values, strict=True)}

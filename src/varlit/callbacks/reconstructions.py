@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from varlit.callbacks.drawing import Cadence, publish, undisturbed
@@ -14,6 +15,7 @@ from varlit.data.loader import ResumableLoader
 from varlit.data.order import BatchIndex
 from varlit.metrics.reconstruction import psnr
 from varlit.viz import growing_strip, side_by_side, token_map_heat
+from varlit.viz.pyramids import plain_name
 
 NUM_GROWING = 4
 
@@ -23,7 +25,8 @@ class Reconstructions(Callback):
 
     The images are evenly spaced over the validation set (where there is none, over the training
     set without augmentation), the same in every picture. Draws at steps 0, 1, 2, 4, 8, ... up to
-    the cadence, then at the cadence, with `pl_module.averaged`.
+    the cadence, then at the cadence, with `pl_module.averaged`. After a validation it draws the
+    images that came out worst (`pl_module.measures.worst`, of the first process's share).
     """
 
     def __init__(self, every_n_steps: int = 1000, num_images: int = 8) -> None:
@@ -47,6 +50,25 @@ class Reconstructions(Callback):
     ) -> None:
         """Draw when it is time."""
         self._draw_if_due(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the worst of a validation while training."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not trainer.is_global_zero or not fitting or not self.every_n_steps:
+            return
+        measures: Any = pl_module.measures
+        worst = measures.worst
+        if worst is None:
+            return
+        by = "PSNR" if measures.perceptual is None else "LPIPS"
+        picture = side_by_side(
+            worst.images,
+            worst.reconstructions,
+            labels=[f"{by} {abs(value):.3g}" for value in worst.badness.tolist()],
+            title=f"The worst by {by}, step {trainer.global_step:,}",
+            caption="Held-out images whose reconstruction is furthest off.",
+        )
+        publish(trainer, "worst", picture)
 
     def _draw_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or not self._cadence.is_due(trainer.global_step):
@@ -74,9 +96,10 @@ class Reconstructions(Callback):
             caption="Images, and the same after a trip through their tokens.",
         )
         publish(trainer, "reconstructions", picture)
+        means = [psnr(images[: len(few)], frame).mean().item() for frame in frames]
         picture = growing_strip(
             frames,
-            scales.names,
+            [f"{plain_name(n)}, {db:.1f} dB" for n, db in zip(scales.names, means, strict=True)],
             originals=images[: len(few)],
             title=f"The picture grows, {at}",
             caption="Decoded from the token maps up to each scale.",

@@ -1,25 +1,26 @@
-"""Find a run by name or path and load what it holds."""
+"""Find a model: by path, by the name of its run, or on the hub."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
 
+from varlit.checkpoints.hub import fetch, is_hub_id
 from varlit.errors import UserError
-from varlit.models.files import (
-    CONFIG_FILE,
-    LoadedVAR,
-    load_tokenizer,
-    load_var,
-    read_model_config,
-)
-from varlit.models.vqvae import VQVAE
+from varlit.models.files import CONFIG_FILE
 
 RUNS_FOLDER = Path("runs")
 
 
-def find_model(name: str | Path, root: Path | str = RUNS_FOLDER) -> Path:
-    """Folder of a model, given its path or the name of its run.
+def find_model(
+    name: str | Path, root: Path | str = RUNS_FOLDER, revision: str | None = None
+) -> Path:
+    """Folder of a model, given its path, the name of its run, or `owner/model` on the hub.
+
+    Args:
+        name: What the user typed.
+        root: Where runs live.
+        revision: Branch, tag or commit on the hub; without effect on local models.
 
     Raises:
         UserError: If there is none; the nearest names of runs are given.
@@ -28,6 +29,13 @@ def find_model(name: str | Path, root: Path | str = RUNS_FOLDER) -> Path:
     for folder in candidates:
         if (folder / CONFIG_FILE).is_file():
             return folder
+    if Path(name).is_file():
+        raise UserError(
+            f"{name} is a file, expected a run or the folder of a model; an official checkpoint is "
+            f"converted first: varlit convert {name}"
+        )
+    if is_hub_id(name) and not Path(name).parent.is_dir():
+        return fetch(str(name), revision)
     known = sorted(str(p.parent.relative_to(root)) for p in Path(root).glob(f"*/{CONFIG_FILE}"))
     near = difflib.get_close_matches(str(name), known, 1)
     hint = f"models in {root}/: {', '.join(known)}"
@@ -38,15 +46,3 @@ def find_model(name: str | Path, root: Path | str = RUNS_FOLDER) -> Path:
     unfinished = [f for f in candidates if f.is_dir()]
     why = f"{unfinished[0]} has no {CONFIG_FILE} yet" if unfinished else "no such folder or run"
     raise UserError(f"no model `{name}`: {why}; {hint}")
-
-
-def load(name: str | Path, root: Path | str = RUNS_FOLDER) -> VQVAE | LoadedVAR:
-    """Load a model from its folder or run name, frozen and in eval mode.
-
-    Returns:
-        A `VQVAE` for a tokenizer; a `LoadedVAR` (transformer and tokenizer) for a VAR.
-    """
-    folder = find_model(name, root)
-    if read_model_config(folder)["model"] == "tokenizer":
-        return load_tokenizer(folder)
-    return load_var(folder)

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from varlit.errors import UserError
 
+PRECISIONS = ("auto", "fp32", "bf16")
+
 
 class VerbParser(argparse.ArgumentParser):
     """argparse that raises `UserError` in place of its usage dump."""
@@ -66,6 +68,15 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no GPU was found here; take --device cpu")
     return name
+
+
+def takes_bf16(precision: str, device: str) -> bool:
+    """Whether to draw in bf16: where asked for, or by `auto` on a GPU that has it."""
+    import torch
+
+    if precision == "auto" and device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
 
 
 class Count:

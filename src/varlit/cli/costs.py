@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from varlit.cli.recipes import conf_folder, read_yaml
 from varlit.models.blocks import Block
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import read_model_config
+from varlit.models.initialization import shapes_only
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.ops.costs import BYTES_PER_TRAINED_PARAMETER, TransformerShape, transformer_costs
@@ -47,7 +47,7 @@ def tokenizer_card(settings: Mapping[str, Any]) -> str:
     model, data = settings.get("model") or {}, _data(settings)
     config = TokenizerConfig.of(model.get("tokenizer") or {})
     side = config.image_size
-    with torch.device("meta"), ShapesOnly():
+    with shapes_only():
         network = VQVAE(config)
         encoder = traced(lambda: network.encoder(torch.empty(1, 3, side, side)), network)
         latent = torch.empty(1, config.codebook_dim, side // config.stride, side // config.stride)
@@ -84,7 +84,7 @@ def var_card(settings: Mapping[str, Any]) -> str:
     config = VARConfig.of(model.get("var") or {})
     cache = _cache(data)
     tokenizer, num_classes, num_images = cache.tokenizer, cache.num_classes, cache.num_images
-    with torch.device("meta"), ShapesOnly():
+    with shapes_only():
         network = VAR(config, tokenizer, num_classes)
         saved = _block_bytes(network) * config.depth
     width, scales = config.resolved_width, network.scales
@@ -107,20 +107,6 @@ def var_card(settings: Mapping[str, Any]) -> str:
         **_length(settings, data, num_images),
     }
     return card("var", rows)
-
-
-class ShapesOnly(TorchFunctionMode):
-    """Skip the drawing of initial values: on the meta device it would import dynamo, a second."""
-
-    RANDOM = frozenset(("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_"))
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.RANDOM:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def card(title: str, rows: Mapping[str, str]) -> str:
@@ -208,7 +194,7 @@ def _discriminator(model: Mapping[str, Any]) -> int:
         return 0
     from varlit.models.discriminator import DiscriminatorConfig, build_discriminator
 
-    with torch.device("meta"), ShapesOnly():
+    with shapes_only():
         return count(build_discriminator(DiscriminatorConfig.of(model.get("discriminator") or {})))
 
 

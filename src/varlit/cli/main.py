@@ -18,6 +18,8 @@ VERBS = {
     "var": "varlit.cli.var",
     "sample": "varlit.cli.sample",
     "reconstruct": "varlit.cli.reconstruct",
+    "convert": "varlit.cli.convert",
+    "evaluate": "varlit.cli.evaluate",
     "quickstart": "varlit.cli.quickstart",
     "info": "varlit.cli.info",
     "doctor": "varlit.cli.doctor",
@@ -37,6 +39,8 @@ Verbs
   varlit quickstart           both stages on real digits, minutes on a laptop: a picture, a report
   varlit sample RUN           draw images by class
   varlit reconstruct RUN IMG  an image beside its reconstruction, growing over the scales
+  varlit evaluate RUN         FID and inception score of any VAR, against a reference
+  varlit convert FILE         official VAR checkpoints to varlit folders, and back
   varlit info RECIPE          parameters, FLOPs, memory, steps; no GPU needed
   varlit doctor               versions, GPUs, disk, data: ok / warn / how to mend
 

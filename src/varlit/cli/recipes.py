@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from varlit.cli.converted import model_config, words_instead_of_a_recipe
 from varlit.errors import UserError
 
 STAGES = ("tokenizer", "var")
@@ -169,8 +170,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def expand(stage: str, subcommand: str, args: list[str], data: str = "") -> list[str]:
     """Turn what the user typed into what the parser reads, weakest first.
 
-    The base chain, for verbs other than fit the config that the run was trained with, the user's
-    recipes, then all flags in their order.
+    The base chain, for verbs other than fit the config that the run was trained with (or what a
+    converted model says of itself), the user's recipes, then all flags in their order.
 
     Args:
         stage: `tokenizer` or `var`.
@@ -182,12 +183,17 @@ def expand(stage: str, subcommand: str, args: list[str], data: str = "") -> list
     configs, flags = split_configs(args)
     chain, place = base_chain(stage), ["--name", name]
     if subcommand != "fit":
-        chain.append(saved_fit(stage, Path(root) / name))
+        run_dir = Path(root) / name
+        bare = model_config(run_dir)
+        if bare is None:
+            chain.append(saved_fit(stage, run_dir))
         # A run may be measured elsewhere than where, and on other devices than it was trained.
         place += ["--root", root, "--gpus", "auto", "--ckpt_path", "last"]
         for setting in ("accelerator", "devices", "strategy"):
             place += [f"--trainer.{setting}", "auto"]
         place += ["--trainer.num_nodes", "1"]
+        if bare is not None:
+            place += words_instead_of_a_recipe(stage, bare, run_dir)
     chain += [find_recipe(stage, given) for given in configs]
     words = [word for path in chain for word in ("-c", str(path))]
     if data and not _names_data(chain, flags):

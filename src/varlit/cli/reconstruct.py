@@ -32,15 +32,14 @@ def main(argv: list[str]) -> int:
     check_writable(args.out)
     import torch
 
-    from varlit.checkpoints.store import load
+    from varlit.checkpoints.pretrained import PretrainedVAR, load
     from varlit.metrics.reconstruction import psnr, ssim
-    from varlit.models.files import LoadedVAR
     from varlit.viz.grids import save_png, side_by_side
     from varlit.viz.poster import Section, poster
     from varlit.viz.pyramids import growing_strip
 
     loaded = load(args.run, args.root)
-    tokenizer = loaded.tokenizer if isinstance(loaded, LoadedVAR) else loaded
+    tokenizer = loaded.tokenizer if isinstance(loaded, PretrainedVAR) else loaded
     tokenizer = tokenizer.to(pick_device(args.device))
     size = tokenizer.config.image_size
     images = torch.stack([_load(path, size) for path in args.images])

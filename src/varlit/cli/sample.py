@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from varlit.cli.arguments import Count, VerbParser, check_writable, pick_device
+from varlit.cli.arguments import (
+    PRECISIONS,
+    Count,
+    VerbParser,
+    check_writable,
+    pick_device,
+    takes_bf16,
+)
 from varlit.cli.verbs import typed
 from varlit.errors import UserError
 
@@ -15,7 +22,6 @@ if TYPE_CHECKING:
     from varlit.generation.sampler import Drawn, Sampler, SamplingSettings
 
 MAX_CLASSES_BY_DEFAULT = 10
-PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def build_parser() -> VerbParser:
@@ -31,6 +37,7 @@ def build_parser() -> VerbParser:
     add("--top_p", type=float, default=0.96, help="draw within this probability; 0 = all")
     add("--seed", type=int, default=0, help="image i of a class is drawn from seed + i")
     add("--out", type=Path, default=Path("samples.png"), help="the picture")
+    add("--more_smooth", action="store_true", help="blend codes: smoother looks, worse FID")
     add("--growing", action="store_true", help="also draw OUT-growing.png, scale by scale")
     add("--root", default="runs", help="where runs live")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -58,7 +65,9 @@ def main(argv: list[str]) -> int:
     from varlit.viz.grids import image_grid, save_png
     from varlit.viz.pyramids import growing_strip
 
-    settings = SamplingSettings(args.cfg_scale, args.top_k, args.top_p, args.guidance)
+    settings = SamplingSettings(
+        args.cfg_scale, args.top_k, args.top_p, args.guidance, args.more_smooth
+    )
     device = pick_device(args.device)
     loaded = load_var(find_model(args.run, args.root))
     sampler = Sampler(loaded.var.to(device), loaded.tokenizer.to(device))
@@ -94,21 +103,19 @@ def draw_in_batches(
     """
     import torch
 
-    from varlit.generation.sampler import ImageSeeds
+    from varlit.generation.requests import draw_batches
 
     device, size = sampler.var.device.type, args.batch_size
-    is_bf16 = args.precision == "bf16"
-    if args.precision == "auto" and device == "cuda":
-        is_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    parts = []
+    is_bf16 = takes_bf16(args.precision, device)
+    parts: list[Drawn] = []
     count = Count("drawn", len(labels))
     try:
-        for start in range(0, len(labels), size):
-            part = slice(start, start + size)
-            random = ImageSeeds(seeds[part])
-            with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
-                parts.append(sampler.draw(labels[part], settings, random, with_frames=args.growing))
-            count.reach(min(start + size, len(labels)))
+        with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
+            for part in draw_batches(
+                sampler, labels, settings, seeds, size, with_frames=args.growing
+            ):
+                parts.append(part)
+                count.reach(min(len(parts) * size, len(labels)))
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of GPU memory at --batch_size {size}; try --batch_size {max(1, size // 2)}"

@@ -44,8 +44,6 @@ class Stage:
     links: Mapping[str, str]
     any_data: bool = False
     """Whether `--data` may name any LightningDataModule; `data` is then only the first choice."""
-    can_accumulate: bool = True
-    """Whether `trainer.accumulate_grad_batches` works; not where two optimizers share a step."""
     next_commands: Mapping[str, str] = field(default_factory=dict)
     """What to type after a verb, with {name}, {run_dir} and {root} (a flag, where needed)."""
 
@@ -115,11 +113,6 @@ class StageCLI(LightningCLI):
         """Decide on devices; stop here on a dry run."""
         explicit = option_value(self.typed, "--trainer.precision") is not None
         trainer = self.settings.trainer.as_dict()
-        if trainer.get("accumulate_grad_batches", 1) > 1 and not self.stage.can_accumulate:
-            raise UserError(
-                f"stage {self.stage.name} cannot accumulate gradients yet; lower --data.batch_size "
-                "instead, the learning rate follows it"
-            )
         if self.asked == "fit":
             check_training(self.stage.name, trainer)
         self.placement = place(self.settings.gpus, trainer, explicit)
@@ -213,13 +206,10 @@ class StageCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
-            advice = "lower --data.batch_size; the learning rate follows it"
-            if self.stage.can_accumulate:
-                advice = (
-                    "keep the global batch and halve what a device holds: "
-                    "--trainer.accumulate_grad_batches 2"
-                )
-            raise UserError(f"out of GPU memory ({str(error).split('. ')[0]}); {advice}") from error
+            raise UserError(
+                f"out of GPU memory ({str(error).split('. ')[0]}); keep the global batch and halve "
+                "what a device holds: --trainer.accumulate_grad_batches 2"
+            ) from error
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise

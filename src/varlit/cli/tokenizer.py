@@ -14,8 +14,11 @@ What people turn
   --data.root photos/                        your images, in class folders; --data.image_size 256
   --data DigitsDataModule                    another source of images
   --data.batch_size 64                       over all devices
+  --trainer.accumulate_grad_batches 2        half the memory, the same batch
   --model.tokenizer.codebook_size 4096       codes; also codebook_dim, channels, scales
   --model.loss.disc_weight 0                 no discriminator; perceptual_weight 0: no LPIPS
+  --model.codebook.init kmeans               codes start on data; restart_below revives dead ones
+  --model.init_from tokenizer-vqgan          weights of another run; scales may differ
   --model.optim.lr 1e-4                      per 256 images of batch
   --trainer.max_epochs 20                    how long; --trainer.max_steps also works
   --gpus 8                                   auto, a number, 0 = CPU
@@ -36,6 +39,7 @@ def main(argv: list[str]) -> int:
     verb, args = parse_verb("tokenizer", argv, VERBS, CARD)
     if verb is None:
         return 0
+    from varlit.callbacks.best import KeepBest
     from varlit.callbacks.codebook import CodebookWatch
     from varlit.callbacks.export import ExportWeights
     from varlit.callbacks.interrupt import SaveOnInterrupt
@@ -55,7 +59,6 @@ def main(argv: list[str]) -> int:
         model=TokenizerModule,
         data=ImageDataModule,
         any_data=True,
-        can_accumulate=False,
         callbacks={
             "checkpoint": Checkpoint,
             "reconstructions": Reconstructions,
@@ -64,6 +67,7 @@ def main(argv: list[str]) -> int:
             "record": RunRecord,
             "interrupt": SaveOnInterrupt,
             "export": ExportWeights,
+            "best": KeepBest,
             "cache": TokenWriter,
         },
         links={"data.image_size": "model.image_size"},

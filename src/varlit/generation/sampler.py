@@ -5,13 +5,16 @@ It yields what it drew at each scale, so that whoever drives it can watch a pict
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from varlit.errors import UserError
+from varlit.generation.editing import KnownTokens
 from varlit.models.quantizer import MultiScaleQuantizer
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
@@ -22,7 +25,9 @@ from varlit.ops.filtering import (
     filter_logits,
     guidance_strength,
     guide,
+    smooth_mixture,
 )
+from varlit.ops.pyramid import to_map
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,18 @@ class SamplingSettings:
     """Draw among the likeliest codes that together reach this probability; 0 = all."""
     guidance: str = "var"
     """`var` = official linear ramp over the scales, `constant` = the usual (1 = none)."""
+    more_smooth: bool = False
+    """Blend codes in place of the drawn one: smoother pictures, worse FID (official VAR)."""
 
     def __post_init__(self) -> None:
         if self.guidance not in GUIDANCE_KINDS:
             raise UserError(f"guidance must be one of {GUIDANCE_KINDS}; got {self.guidance!r}")
-        if self.top_k < 0:
-            raise UserError(f"top_k must be 0 (off) or positive; got {self.top_k}")
+        if not isinstance(self.top_k, Integral) or self.top_k < 0:
+            raise UserError(f"top_k must be 0 (off) or a whole number; got {self.top_k}")
         if not 0 <= self.top_p <= 1:
             raise UserError(f"top_p must lie in 0..1 (0 = off); got {self.top_p}")
-        if self.cfg_scale < 0:
-            raise UserError(f"cfg_scale must not be negative (0 = none); got {self.cfg_scale}")
+        if not 0 <= self.cfg_scale < math.inf:
+            raise UserError(f"cfg_scale must be finite, 0 or more; got {self.cfg_scale}")
 
     @property
     def is_guided(self) -> bool:
@@ -60,7 +67,7 @@ class DrawnScale:
 
     k: int
     tokens: Tensor  # (B, l_k)
-    f_hat: Tensor  # (B, C, h, w), the sum of all scales so far
+    f_hat: Tensor  # (B, C, h, w), the sum of all scales so far; with more_smooth, of the blends
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,11 @@ class ImageSeeds:
         drawn = [torch.rand(num_tokens, generator=g) for g in self.generators]
         return torch.stack(drawn).to(device)
 
+    def exponential(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Exponential numbers for (B, ...), the first dimension going over the images."""
+        drawn = [torch.empty(shape[1:]).exponential_(generator=g) for g in self.generators]
+        return torch.stack(drawn).to(device)
+
 
 class Sampler:
     """Draws token pyramids scale by scale from a transformer and decodes them."""
@@ -99,6 +111,7 @@ class Sampler:
         labels: Tensor,
         settings: SamplingSettings,
         random: ImageSeeds | torch.Generator | None = None,
+        known: KnownTokens | None = None,
     ) -> Iterator[DrawnScale]:
         """Draw the scales of one batch, coarse to fine.
 
@@ -107,6 +120,8 @@ class Sampler:
             settings: Guidance and filtering.
             random: Seeds per image, or one generator for the batch (the order of the official
                 code), or None for torch's global stream.
+            known: Tokens that are given (editing); they are drawn too, so that the other random
+                numbers stay what they are without, and then put right.
         """
         quantizer: MultiScaleQuantizer = self.tokenizer.quantizer
         labels = labels.to(self.var.device)
@@ -124,8 +139,15 @@ class Sampler:
             if settings.is_guided:
                 strength = guidance_strength(settings.cfg_scale, k, num_scales, settings.guidance)
                 logits = guide(logits[:batch_size], logits[batch_size:], strength)
-            tokens = self._draw(filter_logits(logits, settings.top_k, settings.top_p), random)
-            f_hat = quantizer.accumulate(f_hat, quantizer.embed(tokens, k), k)
+            logits = filter_logits(logits, settings.top_k, settings.top_p)
+            tokens = self._draw(logits, random)
+            blend = self._blend(logits, k, random) if settings.more_smooth else None
+            if known is not None:
+                tokens = known.at(tokens, self.var.scales.token_slice(k))
+            embedding = quantizer.embed(tokens, k)
+            if blend is not None:
+                embedding = self._keep_known(embedding, blend, k, known)
+            f_hat = quantizer.accumulate(f_hat, embedding, k)
             yield DrawnScale(k, tokens, f_hat)
             if k + 1 < num_scales:
                 scale_input = quantizer.next_input(f_hat, k)
@@ -137,6 +159,7 @@ class Sampler:
         settings: SamplingSettings,
         random: ImageSeeds | torch.Generator | None = None,
         with_frames: bool = False,
+        known: KnownTokens | None = None,
     ) -> Drawn:
         """Draw and decode one batch.
 
@@ -145,9 +168,10 @@ class Sampler:
             settings: Guidance and filtering.
             random: As in `steps`.
             with_frames: Also decode the picture after every scale.
+            known: As in `steps`.
         """
         scales, frames = [], []
-        for scale in self.steps(labels, settings, random):
+        for scale in self.steps(labels, settings, random, known):
             scales.append(scale)
             if with_frames:
                 frames.append(self.tokenizer.decode_features(scale.f_hat))
@@ -159,3 +183,24 @@ class Sampler:
         if isinstance(random, ImageSeeds):
             return draw_at(logits, random.uniform(logits.shape[1], logits.device))
         return draw(logits, random)
+
+    def _blend(self, logits: Tensor, k: int, random: ImageSeeds | torch.Generator | None) -> Tensor:
+        """Codes blended by a Gumbel softmax of the filtered logits.  # (B, C, h_k, w_k)"""
+        if isinstance(random, ImageSeeds):
+            noise = random.exponential(logits.shape, logits.device)
+        else:
+            noise = torch.empty_like(logits).exponential_(generator=random)
+        ratio = k / max(self.var.scales.num_scales - 1, 1)
+        mixture = smooth_mixture(logits, noise, ratio)
+        blended = mixture @ self.tokenizer.quantizer.codebook.weight.float()
+        return to_map(blended, self.var.scales.sides[k])
+
+    def _keep_known(
+        self, embedding: Tensor, blend: Tensor, k: int, known: KnownTokens | None
+    ) -> Tensor:
+        """Blend only where tokens were drawn.  # (B, C, h_k, w_k)"""
+        if known is None:
+            return blend
+        side, part = self.var.scales.sides[k], self.var.scales.token_slice(k)
+        is_known = known.is_known[:, part].unflatten(1, (side, side)).unsqueeze(1)
+        return torch.where(is_known, embedding, blend)

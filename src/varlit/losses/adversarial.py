@@ -46,8 +46,9 @@ class LeCam(nn.Module):
     """Keeps the discriminator's logits near moving averages of the other side.
 
     Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data",
-    equation 3. The averages are buffers, hence checkpointed, equal on all processes and free of
-    the bias of their start at zero (as Adam's); before the first update the penalty is zero.
+    equation 3, one-sided as in the authors' code. The averages are buffers, hence checkpointed,
+    equal on all processes, and free of the bias of their start at zero (as Adam's); before the
+    first update the penalty is zero.
     """
 
     mean_real: Tensor

@@ -1,86 +1,31 @@
-"""The objective of stage 1: pixels, perception, codebook, and the weight of the adversary.
+"""The objective of stage 1: pixels, perception, codebook, and both sides of the adversary.
 
 Everything is fp32 with autocast off. Every start is a share of training, so that a recipe keeps
-its meaning at another batch size; defaults are those of vaex, the trainer of VAR's authors.
+its meaning at another batch size.
 """
 
-import warnings
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varlit.errors import UserError
 from varlit.losses.adversarial import (
-    AdversarialKind,
     LeCam,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
 )
-from varlit.losses.perceptual import PerceptualLoss, PerceptualNet
-from varlit.models.config import PlainConfig
+from varlit.losses.augment import AUGMENT_KINDS, augment, blur
+from varlit.losses.config import TokenizerLossConfig
+from varlit.losses.gradient_penalty import r1_penalty
+from varlit.losses.perceptual import PerceptualLoss
 from varlit.models.vqvae import TokenizerOutput
 
+__all__ = ["ReconstructionTerms", "TokenizerLoss", "TokenizerLossConfig"]
 
-@dataclass(frozen=True)
-class TokenizerLossConfig(PlainConfig):
-    """Weights of the tokenizer's objective; the defaults are VAR's (vaex)."""
-
-    l1_weight: float = 0.2
-    """Weight of the mean absolute error."""
-    l2_weight: float = 1.0
-    """Weight of the mean squared error."""
-    perceptual_weight: float = 1.0
-    """Weight of LPIPS; 0 = off, nothing is loaded or downloaded."""
-    perceptual_net: PerceptualNet = "vgg"
-    """Trunk of LPIPS."""
-    perceptual_weights: str | None = None
-    """File with the trunk's weights; default $VARLIT_LPIPS_<NET>, then torchvision's download."""
-    codebook_weight: float = 1.0
-    """Weight of pulling codes to features, a mean over scales."""
-    commitment_weight: float = 0.25
-    """Weight of pulling features to codes (beta), a mean over scales."""
-    disc_weight: float = 0.4
-    """Weight of the adversarial loss; 0 = no discriminator."""
-    adaptive_weight: bool = True
-    """Balance the adversarial gradient against the reconstruction's at the decoder's last layer."""
-    adaptive_min: float = 0.015
-    """Lower bound of the adaptive weight."""
-    adaptive_max: float = 1e4
-    """Upper bound of the adaptive weight."""
-    disc_start: float = 0.2
-    """Share of training after which the discriminator starts."""
-    disc_warmup: float = 0.02
-    """Share of training over which the adversarial weight then rises linearly."""
-    disc_loss: AdversarialKind = "hinge"
-    """Form of the adversarial loss."""
-    lecam_weight: float = 0.001
-    """Weight of the LeCam regulariser of the discriminator; 0 = off."""
-    lecam_decay: float = 0.999
-    """Decay of LeCam's moving averages of the logits."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and not value >= 0:
-                raise UserError(f"loss.{field.name} must not be negative; got {value}")
-        if self.disc_start > 1:
-            raise UserError(
-                f"loss.disc_start is a share of training between 0 and 1; got {self.disc_start}. "
-                "Divide the step by the number of steps, or set disc_weight 0 for no discriminator"
-            )
-        if self.adaptive_min > self.adaptive_max:
-            raise UserError(
-                f"loss.adaptive_min {self.adaptive_min} is above adaptive_max {self.adaptive_max}"
-            )
-        if self.lecam_decay >= 1:
-            raise UserError(f"loss.lecam_decay must be below 1; got {self.lecam_decay}")
-        if self.perceptual_weights and not self.perceptual_weight:
-            warnings.warn(
-                "loss.perceptual_weights is ignored, because perceptual_weight is 0", stacklevel=2
-            )
+Judge = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, ...)
 
 
 @dataclass(frozen=True)
@@ -94,6 +39,7 @@ class ReconstructionTerms:
     perceptual: Tensor  # 0 where it is off
     codebook: Tensor
     commitment: Tensor
+    entropy: Tensor  # 0 where it is off
 
 
 class TokenizerLoss(nn.Module):
@@ -132,14 +78,23 @@ class TokenizerLoss(nn.Module):
                 + config.l2_weight * l2
                 + config.perceptual_weight * perceptual
             )
-            codebook = output.codebook_loss.float().mean()
-            commitment = output.commitment_loss.float().mean()
+            codebook = self._over_scales(output.codebook_loss)
+            commitment = self._over_scales(output.commitment_loss)
+            entropy = output.entropy_loss if config.entropy_weight else None
+            entropy = l2.new_zeros(()) if entropy is None else entropy.float()
             total = (
                 reconstruction
                 + config.codebook_weight * codebook
                 + config.commitment_weight * commitment
+                + config.entropy_weight * entropy
             )
-        return ReconstructionTerms(total, reconstruction, l1, l2, perceptual, codebook, commitment)
+        terms = (l1, l2, perceptual, codebook, commitment, entropy)
+        return ReconstructionTerms(total, reconstruction, *terms)
+
+    @property
+    def entropy_temperature(self) -> float | None:
+        """What the tokenizer's forward computes `entropy_loss` at; None where it has no weight."""
+        return self.config.entropy_temperature if self.config.entropy_weight else None
 
     def disc_active(self, progress: float) -> bool:
         """Whether the discriminator plays at this share of training (0..1)."""
@@ -152,6 +107,28 @@ class TokenizerLoss(nn.Module):
         if not self.config.disc_warmup:
             return 1.0
         return min(1.0, (progress - self.config.disc_start) / self.config.disc_warmup)
+
+    def disc_blur(self, progress: float) -> float:
+        """Strength of the blur at this share of training: 1 at disc_start, falling to 0."""
+        if not self.config.disc_blur_fade:
+            return 0.0
+        faded = (progress - self.config.disc_start) / self.config.disc_blur_fade
+        return min(max(1.0 - faded, 0.0), 1.0)
+
+    def disc_view(self, images: Tensor, progress: float) -> Tensor:
+        """What the discriminator is shown in place of images: blurred and distorted, or as is.
+
+        For real images, for reconstructions and for the generator's pass; every call draws anew.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1]; gradients flow to them.
+            progress: Share of training that is done, 0..1.
+        """
+        config = self.config
+        blurred = blur(images, self.disc_blur(progress))
+        return augment(
+            blurred, config.disc_augment, config.augment_probability, config.augment_cutout
+        )
 
     def generator_term(self, logits_fake: Tensor) -> Tensor:
         """Unweighted adversarial loss of the autoencoder; weigh it by `generator_weight`."""
@@ -178,18 +155,49 @@ class TokenizerLoss(nn.Module):
         """What `generator_term` is multiplied by: disc_weight * warm-up * balance."""
         return self.config.disc_weight * self.disc_strength(progress) * balance
 
-    def discriminator_term(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    def discriminator_term(
+        self, logits_real: Tensor, logits_fake: Tensor, track: bool = True
+    ) -> Tensor:
         """Loss of the discriminator with LeCam, whose averages move in train mode only.
 
         Args:
             logits_real: Logits of images, any shape.
             logits_fake: Logits of *detached* reconstructions.
+            track: Whether to move LeCam's averages; a step in several parts moves them once.
         """
         loss = discriminator_loss(logits_real, logits_fake, self.config.disc_loss)
         if self.lecam is None:
             return loss
         # Penalise against the steps before: this step's own mean would be no anchor.
         loss = loss + self.config.lecam_weight * self.lecam.penalty(logits_real, logits_fake)
-        if self.training:
+        if self.training and track:
             self.lecam.update(logits_real, logits_fake)
         return loss
+
+    def disc_penalties(
+        self, judge: Judge, pair: Tensor, logits: Tensor, progress: float, step: int
+    ) -> dict[str, Tensor]:
+        """Weighted penalties beside `discriminator_term`, by name; empty where none is due.
+
+        Args:
+            judge: The discriminator, its weights learning.
+            pair: Images and then as many *detached* reconstructions (2 B, 3, H, W), undistorted.
+            logits: The discriminator's of `disc_view(pair)`, with their graph.
+            progress: Share of training that is done, 0..1.
+            step: Optimizer steps done, of which every `r1_every_n_steps`-th is R1's.
+        """
+        config, penalties = self.config, {}
+        if config.r1_weight and (step + 1) % config.r1_every_n_steps == 0:
+            real = pair[: len(pair) // 2]
+            penalty = r1_penalty(lambda images: judge(self.disc_view(images, progress)), real)
+            penalties["r1"] = config.r1_weight / 2 * config.r1_every_n_steps * penalty
+        if config.consistency_weight:
+            again = judge(augment(pair, AUGMENT_KINDS, cutout=config.augment_cutout))
+            difference = F.mse_loss(again.float(), logits.float())
+            penalties["consistency"] = config.consistency_weight * difference
+        return penalties
+
+    def _over_scales(self, errors: Tensor) -> Tensor:
+        """One number of the (K,) errors of the partial sums."""
+        errors = errors.float()
+        return errors[-1] if self.config.feature_error == "last_scale" else errors.mean()

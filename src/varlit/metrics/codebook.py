@@ -19,7 +19,8 @@ class CodebookReport:
 
     usage_by_scale: Tensor  # (K,) share of the codes that were hit
     perplexity_by_scale: Tensor  # (K,) exp(entropy); V = all codes equally often
-    attainable_by_scale: Tensor  # (K,) the usage that this many images could reach at most
+    # (K,) the usage that this many images could reach at most, and perplexity over V likewise
+    attainable_by_scale: Tensor
     usage: float  # share of the codes hit at any scale
     perplexity: float  # of all scales together
     num_images: int
@@ -28,23 +29,21 @@ class CodebookReport:
 class CodebookUsage:
     """Counts codes by scale; a plain object without state in any checkpoint.
 
-    Counts are summed over processes once, in `compute`, and work without torch.distributed.
+    Make a new one for each set that is counted. Counts are whole numbers of every token, without
+    thresholds or averages; they are summed over processes once, in `compute`, and work without
+    torch.distributed.
     """
 
     def __init__(self, scales: Scales, codebook_size: int) -> None:
         self.scales = scales
         self.codebook_size = codebook_size
-        self._counts = self._zeros()
+        self._counts = torch.zeros(scales.num_scales, codebook_size, dtype=torch.int64)
 
     def update(self, tokens: Tensor) -> None:
         """Count token pyramids (B, L); they may lie on any device."""
         counts = code_counts(tokens, self.scales, self.codebook_size)
         # Stays on the tokens' device: a copy to the CPU every step would stall a GPU.
         self._counts = self._counts.to(counts.device) + counts
-
-    def reset(self) -> None:
-        """Forget everything counted so far."""
-        self._counts = self._zeros()
 
     def compute(self) -> CodebookReport:
         """Report on all processes; every one of them must call it.
@@ -65,6 +64,3 @@ class CodebookUsage:
             perplexity=float(perplexity(together)),
             num_images=num_images,
         )
-
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self.scales.num_scales, self.codebook_size, dtype=torch.int64)

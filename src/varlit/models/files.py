@@ -1,6 +1,7 @@
 """Model folders that describe themselves: `config.json` beside `model.safetensors`.
 
-A VAR folder also holds `tokenizer/`, so it can draw pictures without anything else.
+A VAR folder also holds `tokenizer/`, so it can draw pictures without anything else; only one that
+was converted from a file without a tokenizer lacks it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
+from varlit.models.initialization import shapes_only
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 
@@ -35,8 +37,24 @@ class LoadedVAR:
     """A transformer and the tokenizer whose tokens it speaks, both frozen and in eval mode."""
 
     var: VAR
-    tokenizer: VQVAE
+    bundled: VQVAE | None
+    folder: Path
     class_names: tuple[str, ...] = ()
+
+    @property
+    def tokenizer(self) -> VQVAE:
+        """The tokenizer in its folder.
+
+        Raises:
+            UserError: If there is none, as in a VAR converted without one.
+        """
+        if self.bundled is None:
+            raise UserError(
+                f"{self.folder} holds no tokenizer, so its tokens cannot be drawn; convert the VAR "
+                "again with --tokenizer RUN, or copy a tokenizer's folder to "
+                f"{self.folder / TOKENIZER_FOLDER}"
+            )
+        return self.bundled
 
 
 def tokenizer_hash(network: VQVAE) -> str:
@@ -63,37 +81,56 @@ def load_tokenizer(folder: Path | str) -> VQVAE:
     config = read_model_config(folder)
     if config["model"] != "tokenizer":
         raise UserError(f"{folder} holds a {config['model']}, not a tokenizer; give its run folder")
-    return _read_weights(VQVAE(TokenizerConfig.of(config["tokenizer"])), folder)
+    with shapes_only():
+        network = VQVAE(TokenizerConfig.of(config["tokenizer"]))
+    return _read_weights(network, folder)
 
 
 def save_var(
     network: VAR,
-    tokenizer_folder: Path,
+    tokenizer: Path | VQVAE | None,
     folder: Path,
     class_names: Sequence[str] = (),
     fingerprint: str = "",
 ) -> None:
-    """Write a VAR folder; the tokenizer is linked or copied beside it.
+    """Write a VAR folder with its tokenizer inside.
 
     Args:
         network: The transformer.
-        tokenizer_folder: Folder of the tokenizer that it was trained with.
+        tokenizer: What it was trained with: a folder, whose files are linked or copied, or the
+            network itself; None leaves it out. One of other scales is written with those of the
+            VAR, as official VAR uses one tokenizer for 256 and 512 px.
         folder: Where to write.
         class_names: Names in the order of the labels, where there are any.
         fingerprint: `tokenizer_hash` of that tokenizer, where it is known already.
     """
-    config = {
-        "model": "var",
-        "var": network.config.to_dict(),
-        "num_classes": network.num_classes,
-        "tokenizer": network.tokenizer_config.to_dict(),
-        "tokenizer_hash": fingerprint or tokenizer_hash(load_tokenizer(tokenizer_folder)),
-        "class_names": list(class_names),
-    }
-    _write(folder, config, network)
-    (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        _link_or_copy(tokenizer_folder / name, folder / TOKENIZER_FOLDER / name)
+    source = tokenizer if isinstance(tokenizer, Path) else None
+    if source is not None and not fingerprint:
+        tokenizer = load_tokenizer(source)
+    if isinstance(tokenizer, VQVAE):
+        fits = tokenizer.config.scales == network.scales.sides
+        source = source if fits else None
+        tokenizer = tokenizer if fits else tokenizer.with_scales(network.scales.sides)
+        fingerprint = tokenizer_hash(tokenizer)
+    # The config comes last: it makes the whole folder visible.
+    if source is not None:
+        (folder / TOKENIZER_FOLDER).mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            _link_or_copy(source / name, folder / TOKENIZER_FOLDER / name)
+    elif isinstance(tokenizer, VQVAE):
+        save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    _write(
+        folder,
+        {
+            "model": "var",
+            "var": network.config.to_dict(),
+            "num_classes": network.num_classes,
+            "tokenizer": network.tokenizer_config.to_dict(),
+            "tokenizer_hash": fingerprint,
+            "class_names": list(class_names),
+        },
+        network,
+    )
 
 
 def load_var(folder: Path | str) -> LoadedVAR:
@@ -108,15 +145,20 @@ def load_var(folder: Path | str) -> LoadedVAR:
         raise UserError(
             f"{folder} holds a {config['model']}, not a VAR; `varlit reconstruct` takes tokenizers"
         )
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
-    if config.get("tokenizer_hash") != tokenizer_hash(tokenizer):
-        raise UserError(
-            f"{folder / TOKENIZER_FOLDER} is not the tokenizer that this VAR was trained with; "
-            "copy the whole folder of the run again"
-        )
-    var = VAR(VARConfig.of(config["var"]), tokenizer.config, config["num_classes"])
+    # A VAR that was saved without a tokenizer has no hash, and takes one put there later.
+    expected, tokenizer = config.get("tokenizer_hash"), None
+    if expected or (folder / TOKENIZER_FOLDER).is_dir():
+        tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+        if expected and expected != tokenizer_hash(tokenizer):
+            raise UserError(
+                f"{folder / TOKENIZER_FOLDER} is not the tokenizer that this VAR was trained with; "
+                "copy the whole folder of the run again"
+            )
+    shape = TokenizerConfig.of(config["tokenizer"]) if tokenizer is None else tokenizer.config
+    with shapes_only():
+        var = VAR(VARConfig.of(config["var"]), shape, config["num_classes"])
     names = tuple(config.get("class_names", ()))
-    return LoadedVAR(_read_weights(var, folder), tokenizer, names)
+    return LoadedVAR(_read_weights(var, folder), tokenizer, folder, names)
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -151,8 +193,10 @@ def _read_weights(network: M, folder: Path) -> M:
         raise UserError(f"{path} is missing; copy the whole folder of the run") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); copy it again from the run") from None
-    _check_same_keys(network.state_dict(), weights, path)
-    network.load_state_dict(weights)
+    expected = network.state_dict()
+    _check_same_keys(expected, weights, path)
+    weights = {name: weight.to(expected[name].dtype) for name, weight in weights.items()}
+    network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)
 
 

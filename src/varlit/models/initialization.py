@@ -1,12 +1,18 @@
-"""Initial weights of VAR, as the official code sets them, without touching torch's classes."""
+"""Initial weights of VAR, as the official code sets them, without touching torch's classes.
+
+And networks without any: their shapes are enough where weights come from a file.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from varlit.models.var import VAR
@@ -36,3 +42,27 @@ def initialize_var(model: VAR) -> None:
         # The first two of the six chunks are the residual gates; near zero, blocks start silent.
         rows[:2].mul_(model.config.gamma_init)
         rows[2:].mul_(ADALN_INIT)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks made here have shapes and no values, and cost nothing.
+
+    Fill one with `load_state_dict(weights, assign=True)`.
+    """
+    with torch.device("meta"), _NoDraws():
+        yield
+
+
+class _NoDraws(TorchFunctionMode):
+    """Skip the drawing of initial values: on the meta device it would import dynamo, seconds."""
+
+    RANDOM = frozenset(("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_"))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self.RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from varlit.models.config import TokenizerConfig
 from varlit.ops.pyramid import enlarge, shrink, to_map, to_sequence
-from varlit.ops.quantize import nearest_code, strict_fp32
+from varlit.ops.quantize import assignment_entropy, nearest_code, strict_fp32
 from varlit.ops.scales import Scales
 
 
@@ -24,12 +24,20 @@ class Quantized:
 
     f_hat: Tensor  # (B, C, h, w), straight-through gradient to the input
     tokens: Tensor  # (B, L) int64
-    codebook_loss: Tensor  # (K,) mean squared error that moves the codes
+    codebook_loss: Tensor  # (K,) mean squared error that moves the codes and phi
     commitment_loss: Tensor  # (K,) the same that moves the encoder
+    searched: Tensor  # (B, L, C) fp32, detached: the vectors whose nearest codes the tokens are
+    entropy_loss: Tensor | None = None  # scalar, where it was asked for
 
 
 class MultiScaleQuantizer(nn.Module):
-    """One codebook for all scales, a residual pyramid, and phi convolutions that smooth it."""
+    """One codebook for all scales, a residual pyramid, and phi convolutions that smooth it.
+
+    Cosine search compares directions only, but what is looked up and what the losses move is the
+    code itself, with its length, as in official VAR (`using_znorm`). Unit codes would be wrong
+    here: the scales add up to the latent map, so a code must say how far to go. The price: of
+    codes in one direction a single one is ever found, however long the vector.
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -110,38 +118,87 @@ class MultiScaleQuantizer(nn.Module):
                 return f_hat.new_zeros(len(tokens), 0, f_hat.shape[1])
             return torch.cat(inputs, dim=1)
 
-    def forward(self, f: Tensor) -> Quantized:
+    def forward(
+        self,
+        f: Tensor,
+        num_scales: Tensor | None = None,
+        entropy_temperature: float | None = None,
+    ) -> Quantized:
         """Quantize with gradients: to the codes and phi by the losses, to `f` straight through.
 
         The losses compare every partial sum with the whole latent map, as official VAR does.
+
+        Args:
+            f: Latent maps (B, C, h, w).
+            num_scales: Quantizer dropout: (B,) integers in 1..K, how many scales each image keeps.
+                Finer ones add nothing to its `f_hat` and give it no loss, and the scales that it
+                keeps weigh K / n, so that `loss.mean()` is the mean over images of each image's
+                mean over its own scales. Tokens and `searched` are whole, as without dropout.
+            entropy_temperature: Compute `entropy_loss` over all tokens, see `assignment_entropy`.
+                Its gradient reaches `f` and the codes, not phi.
         """
         with strict_fp32(f.device):
             f = f.float()
             target = f.detach()
             residual, f_hat = target.clone(), torch.zeros_like(target)
-            maps, codebook_loss, commitment_loss = [], [], []
+            # Zeros that carry the gradient of what is searched back to the encoder.
+            thread = None if entropy_temperature is None else f - target
+            shares = None if num_scales is None else self._shares(num_scales)
+            maps, searched, codebook_loss, commitment_loss = [], [], [], []
             for k in range(self.scales.num_scales):
-                tokens = self._search(residual, k)
+                z = self._vectors(residual if thread is None else residual + thread, k)
+                tokens = self._nearest(z)
                 step = self._phi(enlarge(self.embed(tokens, k), f.shape[-1]), k)
-                f_hat = f_hat + step
                 residual = residual - step.detach()
+                share = None if shares is None else shares[k]
+                f_hat = f_hat + (step if share is None else step * (share > 0).view(-1, 1, 1, 1))
                 maps.append(tokens)
-                codebook_loss.append(F.mse_loss(f_hat, target))
-                commitment_loss.append(F.mse_loss(f, f_hat.detach()))
+                searched.append(z)
+                codebook_loss.append(_mean_square(f_hat, target, share))
+                commitment_loss.append(_mean_square(f, f_hat.detach(), share))
+            vectors = torch.cat(searched, dim=1)
             return Quantized(
                 f_hat=f + (f_hat - f).detach(),
                 tokens=self.scales.merge(maps),
                 codebook_loss=torch.stack(codebook_loss),
                 commitment_loss=torch.stack(commitment_loss),
+                searched=vectors.detach(),
+                entropy_loss=self._entropy(vectors, entropy_temperature),
             )
 
+    def _entropy(self, vectors: Tensor, temperature: float | None) -> Tensor | None:
+        if temperature is None:
+            return None
+        codes = self.codebook.weight.float()
+        return assignment_entropy(vectors.flatten(0, 1), codes, temperature, self.search)
+
+    def _shares(self, num_scales: Tensor) -> Tensor:
+        """Weight of each scale in the loss of images that keep `num_scales` (B,).  # (K, B)"""
+        total = self.scales.num_scales
+        index = torch.arange(total, device=num_scales.device)[:, None]
+        return (index < num_scales) * (total / num_scales)
+
+    def _vectors(self, residual: Tensor, k: int) -> Tensor:
+        """What is looked up at scale k of a residual (B, C, h, w).  # (B, l_k, C)"""
+        return to_sequence(shrink(residual, self.scales.sides[k]))
+
     @torch.no_grad()
-    def _search(self, residual: Tensor, k: int) -> Tensor:
-        """Nearest codes of the residual at scale k.  # (B, l_k)"""
-        z = to_sequence(shrink(residual, self.scales.sides[k]))
+    def _nearest(self, z: Tensor) -> Tensor:
+        """Nearest codes of vectors (B, l, C).  # (B, l)"""
         nearest = nearest_code(z.flatten(0, 1), self.codebook.weight.float(), self.search)
         return nearest.view(z.shape[:2])
+
+    def _search(self, residual: Tensor, k: int) -> Tensor:
+        """Nearest codes of the residual at scale k.  # (B, l_k)"""
+        return self._nearest(self._vectors(residual, k))
 
     def _phi(self, h: Tensor, k: int) -> Tensor:
         """Blend a map with its convolution, phi_k of Algorithm 1."""
         return h.lerp(self.phis[self.phi_index[k]](h), self.phi_ratio)
+
+
+def _mean_square(a: Tensor, b: Tensor, share: Tensor | None) -> Tensor:
+    """Mean squared error of maps (B, C, h, w), each image weighted by `share` (B,)."""
+    if share is None:
+        return F.mse_loss(a, b)
+    return ((a - b).square().mean(dim=(1, 2, 3)) * share).mean()

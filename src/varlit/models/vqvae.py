@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from varlit.errors import UserError
 from varlit.models.autoencoder import Decoder, Encoder
 from varlit.models.config import TokenizerConfig
+from varlit.models.initialization import shapes_only
 from varlit.models.quantizer import MultiScaleQuantizer
 from varlit.ops.quantize import strict_fp32
 
@@ -22,6 +25,8 @@ class TokenizerOutput:
     tokens: Tensor  # (B, L) int64
     codebook_loss: Tensor  # (K,) unweighted
     commitment_loss: Tensor  # (K,) unweighted
+    searched: Tensor  # (B, L, C) fp32, detached: the vectors whose nearest codes the tokens are
+    entropy_loss: Tensor | None = None  # unweighted scalar, where it was asked for
 
 
 class VQVAE(nn.Module):
@@ -91,18 +96,53 @@ class VQVAE(nn.Module):
         """What the transformer sees under teacher forcing.  # (B, L - l_0, C)"""
         return self.quantizer.teacher_inputs(tokens)
 
+    def with_scales(self, scales: Sequence[int]) -> Self:
+        """The same weights with another schedule, such as that of 512 px; nothing is copied.
+
+        Args:
+            scales: Sides of the token maps, coarse to fine.
+
+        Raises:
+            UserError: If there is one phi per scale, so that the weights do not fit.
+        """
+        config = replace(self.config, scales=tuple(scales))
+        with shapes_only():
+            other = type(self)(config)
+        if len(other.quantizer.phis) != len(self.quantizer.phis):
+            raise UserError(
+                f"these scales need {len(other.quantizer.phis)} phi convolutions and the tokenizer "
+                f"has {len(self.quantizer.phis)}; take {self.scales.num_scales} scales"
+            )
+        other.load_state_dict(self.state_dict(), assign=True)
+        if not self.last_layer.requires_grad:
+            other.requires_grad_(False)
+        return other.train(self.training)
+
     def decode_features(self, f_hat: Tensor) -> Tensor:
         """Images of quantized latent maps, clamped to [-1, 1].  # (B, 3, H, W)"""
         return self._decode(f_hat).float().clamp(-1, 1)
 
-    def forward(self, images: Tensor) -> TokenizerOutput:
-        """Reconstruct images differentiably, for training."""
-        quantized = self.quantizer(self.features(images))
+    def forward(
+        self,
+        images: Tensor,
+        num_scales: Tensor | None = None,
+        entropy_temperature: float | None = None,
+    ) -> TokenizerOutput:
+        """Reconstruct images differentiably, for training.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            num_scales: Quantizer dropout: how many scales each image keeps, (B,) in 1..K.
+            entropy_temperature: Compute `entropy_loss` at this temperature.
+        """
+        quantized = self.quantizer(self.features(images), num_scales, entropy_temperature)
         return TokenizerOutput(
             reconstruction=self._decode(quantized.f_hat),
             tokens=quantized.tokens,
             codebook_loss=quantized.codebook_loss,
             commitment_loss=quantized.commitment_loss,
+            searched=quantized.searched,
+            entropy_loss=quantized.entropy_loss,
         )
 
     def _decode(self, f_hat: Tensor) -> Tensor:

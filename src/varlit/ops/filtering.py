@@ -67,3 +67,22 @@ def draw_at(logits: Tensor, uniform: Tensor) -> Tensor:
     # Rounding may push a number past the end; the last code with probability is meant.
     last = logits.shape[-1] - 1 - (logits > -torch.inf).flip(-1).int().argmax(dim=-1)
     return torch.minimum(index, last)
+
+
+def smooth_mixture(logits: Tensor, exponential: Tensor, ratio: float) -> Tensor:
+    """Weights over the codes by a Gumbel softmax that sharpens towards the finest scale.
+
+    The official `more_smooth`: logits times 1 + ratio, temperature 0.27 * (1 - 0.95 * ratio), at
+    least 0.005 (FoundationVision/VAR, models/var.py).
+
+    Args:
+        logits: Filtered logits (B, L, V).
+        exponential: Numbers drawn from Exponential(1), (B, L, V).
+        ratio: k / (K - 1), 0 at the coarsest scale.
+
+    Returns:
+        (B, L, V), each row summing to 1.
+    """
+    temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
+    gumbel = -exponential.log()
+    return ((logits * (1 + ratio) + gumbel) / temperature).softmax(dim=-1)

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
-SCHEDULE_KINDS = ("cosine", "linear", "constant")
+from varlit.errors import UserError
+
+ScheduleKind = Literal["cosine", "linear", "piecewise", "exponential", "constant"]
+SCHEDULE_KINDS: tuple[str, ...] = get_args(ScheduleKind)
+# What each kind reads besides step and warm-up; any other setting is ignored.
+SETTINGS_READ: dict[str, tuple[str, ...]] = {
+    "cosine": ("final",),
+    "linear": ("final", "flat"),
+    "piecewise": ("final", "knee"),
+    "exponential": ("final", "flat"),
+    "constant": (),
+}
 
 
 def lr_factor(
@@ -15,26 +27,43 @@ def lr_factor(
     start: float = 0.005,
     final: float = 0.0,
     flat: float = 0.05,
+    knee: float = 0.8,
 ) -> float:
     """Share of the peak learning rate at `step`.
 
-    Linear warm-up from `start` to 1, then `cosine` to `final`; `linear`, which holds 1 for the
-    first `flat` of the remaining steps (the `lin0` of official VAR); or `constant`.
+    Linear warm-up from `start` to 1, then over the remaining steps one of the shapes of official
+    VAR (its names in brackets) from 1 to `final`:
+
+    - `cosine` (cos): half a cosine.
+    - `linear` (lin00, lin0, lin): 1 for the first `flat` of the steps (0, 0.05, 0.15), then a line.
+    - `piecewise` (lin0.8): a gentle line up to `knee`, then a steep one. At the knee the rate lies
+      half-way between 1 and the straight line.
+    - `exponential` (exp): 1 for the first `flat` (0.15 there), then equal ratios; `final` > 0.
+    - `constant`: 1.
+
+    Raises:
+        UserError: If `kind` is none of these.
 
     >>> lr_factor("linear", 0, 100, warmup_steps=10), lr_factor("constant", 50, 100)
     (0.005, 1.0)
     """
+    if kind not in SCHEDULE_KINDS:
+        raise UserError(f"schedule must be one of {', '.join(SCHEDULE_KINDS)}; got `{kind}`")
     if step < warmup_steps:
         return start + (1 - start) * step / warmup_steps
     progress = (step - warmup_steps) / max(total_steps - 1 - warmup_steps, 1)
     progress = min(progress, 1.0)
-    if kind == "constant":
-        return 1.0
     if kind == "cosine":
         return final + (1 - final) * (0.5 + 0.5 * math.cos(math.pi * progress))
-    if progress < flat:
+    if kind == "piecewise":
+        at_knee = 1 - (1 - final) * knee / 2
+        if progress < knee:
+            return 1 + (at_knee - 1) * progress / knee
+        return final + (at_knee - final) * (1 - progress) / (1 - knee)
+    if kind == "constant" or progress < flat:
         return 1.0
-    return final + (1 - final) * (1 - progress) / (1 - flat)
+    left = (1 - progress) / (1 - flat)
+    return final + (1 - final) * left if kind == "linear" else final ** (1 - left)
 
 
 def cosine_between(first: float, last: float, step: int, total_steps: int) -> float:

@@ -55,8 +55,14 @@ class EvaluationConfig(PlainConfig):
         return SamplingSettings(self.cfg_scale, self.top_k, self.top_p)
 
 
-def open_metrics(config: EvaluationConfig) -> InceptionMetrics:
+def open_metrics(
+    config: EvaluationConfig, flag: str = "--model.evaluation.reference"
+) -> InceptionMetrics:
     """Inception and its reference, before anything is drawn.
+
+    Args:
+        config: Where they are.
+        flag: How the caller's user gives the reference.
 
     Raises:
         UserError: If the weights or the reference are not to be had.
@@ -68,7 +74,7 @@ def open_metrics(config: EvaluationConfig) -> InceptionMetrics:
         missing.append(str(error))
     if not config.reference:
         missing.append(
-            "FID needs statistics of real images: give --model.evaluation.reference FILE.npz with "
+            f"FID needs statistics of real images: give {flag} FILE.npz with "
             "`mu` and `sigma`, such as ADM's VIRTUAL_imagenet256_labeled.npz"
         )
     if missing:
@@ -107,3 +113,10 @@ def measure_samples(
             left = (now - started) / done * (config.num_images - done)
             print(f"drawn {done:,}/{config.num_images:,}  {left / 60:.1f} min left", flush=True)
     return metrics.compute()
+
+
+def told(report: FIDReport) -> dict[str, float]:
+    """Figures by name; `fid` names the full protocol alone, fewer images give a `quick_fid`."""
+    quick = "quick_" if report.num_images < PAPER_NUM_IMAGES else ""
+    figures = {k: v for k, v in report.to_dict().items() if isinstance(v, int | float)}
+    return {f"{quick}{name}": float(value) for name, value in figures.items()}

@@ -1,5 +1,6 @@
 """Optimizers of both stages: typed settings, parameter groups, schedules set step by step."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,13 @@ from torch.optim import AdamW, Optimizer
 
 from varlit.errors import UserError
 from varlit.models.config import PlainConfig
-from varlit.ops.schedules import cosine_between, lr_factor
+from varlit.ops.schedules import (
+    SCHEDULE_KINDS,
+    SETTINGS_READ,
+    ScheduleKind,
+    cosine_between,
+    lr_factor,
+)
 
 # Embeddings of place and class-independent gates are few and must not shrink (official VAR).
 NO_DECAY_WORDS = ("position", "level_embedding", "log_scale", "adaln_offset", "codebook")
@@ -29,8 +36,12 @@ class OptimConfig(PlainConfig):
     """Decoupled weight decay of matrices; biases, gains and places have none."""
     weight_decay_end: float = -1.0
     """Weight decay at the end, reached along half a cosine; -1 = constant."""
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    """Shape of the learning rate after the warm-up."""
+    schedule: ScheduleKind = "linear"
+    """Shape of the learning rate after the warm-up; all but constant end at `final_lr`."""
+    flat: float = 0.05
+    """Share of the steps after the warm-up at the peak, where linear or exponential."""
+    knee: float = 0.8
+    """Share of the steps after the warm-up before the steep part, where piecewise."""
     warmup: float = 0.02
     """Share of all steps that the learning rate rises for."""
     warmup_start: float = 0.005
@@ -53,6 +64,26 @@ class OptimConfig(PlainConfig):
         for name in ("warmup", "warmup_start", "final_lr", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optim.{name} must lie in 0..1; got {getattr(self, name)}")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        if self.schedule not in SCHEDULE_KINDS:
+            known = ", ".join(SCHEDULE_KINDS)
+            raise UserError(f"optim.schedule must be one of {known}; got `{self.schedule}`")
+        if not 0 <= self.flat < 1:
+            raise UserError(f"optim.flat must lie in 0..1, 1 excluded; got {self.flat}")
+        if not 0 < self.knee < 1:
+            raise UserError(f"optim.knee must lie between 0 and 1; got {self.knee}")
+        if self.schedule == "exponential" and self.final_lr == 0:
+            raise UserError(
+                "an exponential schedule never reaches optim.final_lr 0; take 0.01, or another "
+                "schedule"
+            )
+        read = SETTINGS_READ[self.schedule]
+        for setting, name in (("flat", "flat"), ("knee", "knee"), ("final", "final_lr")):
+            if setting not in read and getattr(self, name) != getattr(type(self), name):
+                message = f"optim.{name} is ignored: the {self.schedule} schedule does not read it"
+                warnings.warn(message, stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -63,8 +94,8 @@ class TokenizerOptimConfig(OptimConfig):
     """AdamW's averaging of gradients and their squares, for both networks."""
     weight_decay: float = 0.005
     """Decoupled weight decay of the tokenizer's matrices."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    schedule: ScheduleKind = "cosine"
+    """Shape of the learning rate after the warm-up; all but constant end at `final_lr`."""
     warmup: float = 0.01
     """Share of all steps that the learning rate rises for."""
     final_lr: float = 0.3
@@ -75,6 +106,9 @@ class TokenizerOptimConfig(OptimConfig):
     """Averaging of the tokenizer's weights, with warm-up; 0 = none."""
     disc_weight_decay: float = 0.0005
     """Decoupled weight decay of the discriminator."""
+    disc_schedule: Literal["own", "shared"] = "own"
+    """The discriminator's learning rate: `own` runs warm-up and shape from the discriminator's
+    start to the end (vaex), `shared` follows the tokenizer's."""
 
 
 def build_adamw(
@@ -100,10 +134,28 @@ def build_adamw(
     return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
+def build_players(
+    network: nn.Module, discriminator: nn.Module | None, config: TokenizerOptimConfig
+) -> AdamW:
+    """One AdamW for both players of stage 1, each in groups that bear its name."""
+    optimizer = build_adamw(network, config)
+    for group in optimizer.param_groups:
+        group["player"] = "tokenizer"
+    if discriminator is not None:
+        for group in build_adamw(discriminator, config, config.disc_weight_decay).param_groups:
+            optimizer.add_param_group(group | {"player": "discriminator"})
+    return optimizer
+
+
 def set_schedule(
-    optimizer: Optimizer, config: OptimConfig, step: int, total_steps: int, batch_size: int
+    optimizer: Optimizer,
+    config: OptimConfig,
+    step: int,
+    total_steps: int,
+    batch_size: int,
+    player: str | None = None,
 ) -> None:
-    """Write learning rate and weight decay of `step` into an optimizer.
+    """Write learning rate and weight decay of `step` into an optimizer, or one player's groups.
 
     They are functions of the step alone, so nothing has to be saved and resuming is exact.
     """
@@ -114,8 +166,12 @@ def set_schedule(
         warmup_steps=round(config.warmup * total_steps),
         start=config.warmup_start,
         final=config.final_lr,
+        flat=config.flat,
+        knee=config.knee,
     )
     for group in optimizer.param_groups:
+        if player is not None and group["player"] != player:
+            continue
         group["lr"] = config.lr * batch_size / IMAGES_PER_LR * factor
         if group["decays"] and config.weight_decay_end >= 0:
             group["weight_decay"] = cosine_between(

@@ -1,11 +1,15 @@
 """What the LightningModules of both stages share: length, batch, seeds, resuming safely."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from varlit.errors import UserError
 from varlit.metrics.ranks import sum_over_ranks
@@ -41,6 +45,15 @@ class StageModule(LightningModule):
         every: int = getattr(self.trainer, "log_every_n_steps", 1)
         return (self.global_step + 1) % every == 0
 
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether this batch is the last that its optimizer step accumulates."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def log_at(self, scalars: Mapping[str, float | Tensor], step: int) -> None:
+        """Log scalars at a number of optimizer steps; Lightning's own x-axis counts from 0."""
+        axis = {"step": float(step)} if self.trainer.state.fn == TrainerFn.FITTING else {}
+        self.log_dict({**scalars, **axis})
+
     def setup(self, stage: str) -> None:
         """Refuse precisions in which a step would not be what the recipe means.
 
@@ -53,6 +66,16 @@ class StageModule(LightningModule):
                 f"trainer.precision {self.trainer.precision} is not supported; take "
                 f"{' or '.join(PRECISIONS)}"
             )
+
+    def on_train_start(self) -> None:
+        """Let DDP exchange the gradients of every part where its graph is static.
+
+        torch's `no_sync` in the first pass of a static graph ends in an internal assertion. The
+        gradients are the same, a mean of means.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(strategy.model, DistributedDataParallel) and strategy.model.static_graph:
+            strategy.block_backward_sync = nullcontext  # type: ignore[attr-defined]
 
     def open_together(self, open_one: Callable[[], T]) -> T:
         """Open something that may be downloaded: rank 0 first, and all processes or none.

@@ -1,30 +1,36 @@
 """Stage 1 as a LightningModule: one fused step for the tokenizer and its discriminator."""
 
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.func import functional_call
 
 from varlit.errors import UserError
-from varlit.losses.tokenizer import ReconstructionTerms, TokenizerLoss, TokenizerLossConfig
+from varlit.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
 from varlit.metrics.codebook import CodebookUsage
-from varlit.metrics.fid import InceptionMetrics
-from varlit.metrics.reconstruction import psnr, ssim
 from varlit.models.config import TokenizerConfig
 from varlit.models.discriminator import DiscriminatorConfig, build_discriminator
 from varlit.models.files import save_tokenizer
 from varlit.models.vqvae import VQVAE, TokenizerOutput
+from varlit.training.codebook import CodebookConfig, CodebookKeeper
 from varlit.training.ema import averaged_copy, update_average
-from varlit.training.optim import TokenizerOptimConfig, build_adamw, set_schedule
+from varlit.training.optim import TokenizerOptimConfig, build_players, set_schedule
 from varlit.training.stage import StageModule
+from varlit.training.tokenizer_game import StepSums, play, reconstruction_scalars
+from varlit.training.tokenizer_measures import TokenizerMeasures, TokenizerMeasuresConfig
+from varlit.training.tokenizer_start import start_from
 
 
 class TokenizerModule(StageModule):
-    """Train the multi-scale tokenizer."""
+    """Train the multi-scale tokenizer.
+
+    Both players share one optimizer, with groups of their own, and one backward pass. So Lightning
+    counts a step once, accumulates gradients and holds back the exchange between processes as it
+    does for a single network.
+    """
 
     architecture_keys = ("tokenizer",)
 
@@ -33,8 +39,11 @@ class TokenizerModule(StageModule):
         tokenizer: TokenizerConfig = TokenizerConfig(),
         loss: TokenizerLossConfig = TokenizerLossConfig(),
         discriminator: DiscriminatorConfig = DiscriminatorConfig(),
+        codebook: CodebookConfig = CodebookConfig(),
         optim: TokenizerOptimConfig = TokenizerOptimConfig(),
+        measures: TokenizerMeasuresConfig = TokenizerMeasuresConfig(),
         image_size: int = 256,
+        init_from: str = "",
     ) -> None:
         """Build the networks.
 
@@ -42,85 +51,160 @@ class TokenizerModule(StageModule):
             tokenizer: Shape of the network.
             loss: Weights of the terms; what has weight 0 is neither built nor computed.
             discriminator: Shape of the discriminator, used while `loss.disc_weight` is above 0.
+            codebook: How codes are started and kept alive.
             optim: Optimizer and schedule.
+            measures: What validation and testing measure.
             image_size: Side of the images in pixels; taken from the data.
+            init_from: A tokenizer (a run's name or a folder) to take the weights from when
+                training begins; its scales may differ. Ignored when a run is resumed.
         """
         super().__init__()
-        self.automatic_optimization = False
         self.config = TokenizerConfig.of(tokenizer)
         self.config.check_image_size(image_size)
         self.optim_config = TokenizerOptimConfig.of(optim)
         loss_config = TokenizerLossConfig.of(loss)
         disc_config = DiscriminatorConfig.of(discriminator)
-        self.save_hyperparameters(
-            {
-                "tokenizer": self.config.to_dict(),
-                "loss": loss_config.to_dict(),
-                "discriminator": disc_config.to_dict(),
-                "optim": self.optim_config.to_dict(),
-                "image_size": image_size,
-            }
-        )
+        codebook_config = CodebookConfig.of(codebook)
+        measures_config = TokenizerMeasuresConfig.of(measures)
+        groups = {
+            "tokenizer": self.config,
+            "loss": loss_config,
+            "discriminator": disc_config,
+            "codebook": codebook_config,
+            "optim": self.optim_config,
+            "measures": measures_config,
+        }
+        plain = {name: group.to_dict() for name, group in groups.items()}
+        self.save_hyperparameters({**plain, "image_size": image_size, "init_from": init_from})
+        self.init_from = init_from
         self.network = VQVAE(self.config)
+        self.keeper = CodebookKeeper(codebook_config, self.config)
+        self.keeper.claim(self.network)
         self.average = averaged_copy(self.network) if self.optim_config.ema_decay else None
         self.loss = TokenizerLoss(loss_config)
         self.has_gan = loss_config.disc_weight > 0
         if self.has_gan:
             self.discriminator = build_discriminator(disc_config)
             self.discriminator.check_image_size(image_size)
-        self.validation_usage = self._new_usage()
-        # A hook for tests, which have no Inception.
-        self.open_metrics: Callable[[], InceptionMetrics] = InceptionMetrics
-        self._rfid: InceptionMetrics | None = None
+        self.measures = TokenizerMeasures(self.config, measures_config, self.loss.perceptual)
         self.next_command, self.test_protocol = "", {}
+        self._step_sums = StepSums()
+        self._restarted = torch.zeros((), dtype=torch.int64)
+        self._is_resumed = False
 
     @property
     def averaged(self) -> VQVAE:
         """The weights to look at: averaged where averaging is on."""
         return self.network if self.average is None else self.average
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One AdamW for the tokenizer, one for the discriminator where there is one."""
-        optimizers: list[torch.optim.Optimizer] = [build_adamw(self.network, self.optim_config)]
-        if self.has_gan:
-            decay = self.optim_config.disc_weight_decay
-            optimizers.append(build_adamw(self.discriminator, self.optim_config, decay))
-        return optimizers
+    @property
+    def validation_usage(self) -> CodebookUsage:
+        """Codes counted in the last validation."""
+        return self.measures.usage
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """One fused step: both networks learn from one reconstruction and one backward pass.
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0..1."""
+        return self.global_step / max(self.total_steps, 1)
 
-        The generator's loss goes through the discriminator with detached weights, the
-        discriminator's through a detached reconstruction, so one backward serves both; plain
-        DDP can follow it (vaex left this as a to-do).
+    @property
+    def plays(self) -> bool:
+        """Whether this step is one of the adversarial game."""
+        return self.has_gan and self.loss.disc_active(self.progress)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One AdamW, with groups for the tokenizer and for the discriminator."""
+        judge = self.discriminator if self.has_gan else None
+        return build_players(self.network, judge, self.optim_config)
+
+    def setup(self, stage: str) -> None:
+        """Take a start as it is where nothing is trained: measure a converted tokenizer.
+
+        Raises:
+            UserError: As `StageModule.setup`; if the start is not there or does not fit.
         """
-        images, optimizers = batch["image"], self._optimizers()
-        self._schedule(optimizers)
-        progress = self.global_step / max(self.total_steps, 1)
-        output: TokenizerOutput = self.network(images)
+        super().setup(stage)
+        if stage != "fit" and not self.trainer.ckpt_path:
+            self._take_over()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As `StageModule`; and a resumed run does not start from another tokenizer."""
+        super().on_load_checkpoint(checkpoint)
+        self._is_resumed = True
+
+    def on_fit_start(self) -> None:
+        """Take over another tokenizer's weights, and open what validation needs.
+
+        Raises:
+            UserError: If the other tokenizer does not fit, or a file is missing.
+        """
+        self._take_over()
+        self._open_validation()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One fused pass: both networks learn from one reconstruction and one backward pass.
+
+        Plain DDP can follow it (vaex left this as a to-do). With accumulation a step is several of
+        these. It is the step on the whole batch, but for the adaptive weight, which is that of
+        each part, and for the draws of dropout and distortions.
+        """
+        images = batch["image"]
+        self._set_schedules()
+        output = self._reconstruct(images, batch_idx)
         terms = self.loss.reconstruction_terms(output, images)
-        total, scalars = terms.total, _reconstruction_scalars(terms)
-        plays = self.has_gan and self.loss.disc_active(progress)
-        if plays:
-            gan_loss, gan_scalars = self._adversarial(output, images, terms, progress)
-            total, scalars = total + gan_loss, scalars | gan_scalars
+        total, scalars = terms.total, reconstruction_scalars(terms)
+        if self.plays:
+            place = (self.network.last_layer, self.progress, self.global_step)
+            game = play(self.loss, self.discriminator, output, images, terms, *place)
+            total, scalars = total + game.loss, scalars | game.scalars
         elif self.has_gan:
             # Plain DDP expects every parameter in the graph; a zero is cheaper than a pass.
             total = total + sum(p.sum() for p in self.discriminator.parameters()) * 0.0
-        self.manual_backward(total)
-        self._step(optimizers, with_discriminator=plays)
-        if self.is_log_step:
-            scalars["loss/total"] = total
-            scalars["optim/lr"] = torch.tensor(optimizers[0].param_groups[0]["lr"])
-            self.log_dict({name: value.detach() for name, value in scalars.items()})
+        self._step_sums.add({"loss/total": total, **scalars}, output.tokens, output.searched)
+        if self.is_log_step and self.ends_step(batch_idx):
+            self._log_scalars()
+        return total
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip each network by itself; a resting discriminator has no gradient at all.
+
+        Not Lightning's clipping: it refuses fused optimizers, although bf16 scales nothing.
+        """
+        players: dict[str, torch.nn.Module] = {"optim": self.network}
+        if self.plays:
+            players["gan"] = self.discriminator
+        elif self.has_gan:
+            # Zeros would let AdamW's decay shrink it and its counter run.
+            self.discriminator.zero_grad(set_to_none=True)
+        limit = self.optim_config.grad_clip or float("inf")
+        for group, network in players.items():
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
+            if self.is_log_step:
+                self.log(f"{group}/grad_norm", norm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move what follows the weights, before any checkpoint can be written."""
+        playing = self.plays
+        super().optimizer_step(*args, **kwargs)
+        if playing and self.loss.lecam is not None:
+            means = self._step_sums.means()
+            self.loss.lecam.update(means["gan/logits_real"], means["gan/logits_fake"])
+        state = self.trainer.optimizers[0], self.average
+        replaced = self.keeper.update(self.network, *self._step_sums.looked_up(), *state)
+        self._restarted = self._restarted + replaced.sum()
+        self._step_sums.clear()
+        if self.average is not None:
+            # Lightning counts this step only after this hook.
+            place = self.optim_config.ema_decay, self.global_step + 1
+            update_average(self.average, self.network, *place)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure reconstructions of held-out images, rounded to 8 bits, and code usage."""
-        self._measure(batch["image"], "val")
+        self._measure(batch["image"], batch_idx, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure as in validation; the figures go into metrics.json."""
-        self._measure(batch["image"], "test")
+        self._measure(batch["image"], batch_idx, "test")
 
     def predict_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -130,107 +214,85 @@ class TokenizerModule(StageModule):
         return {"tokens": self.averaged.encode(batch["image"]), **rest}
 
     def on_validation_epoch_start(self) -> None:
-        """Count codes from zero."""
-        self.validation_usage = self._new_usage()
-
-    on_test_epoch_start = on_validation_epoch_start
+        """Count from zero."""
+        self._open_validation()
+        self.measures.begin()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the share of codes in use, mean over the scales and at the finest."""
-        self._log_usage("val")
+        """Log what is known only after the whole set: code usage, rFID."""
+        found = {f"val/{name}": value for name, value in self.measures.end().items()}
+        self.log_at(found, self.global_step)
 
     def on_test_start(self) -> None:
         """Open Inception for rFID where its weights are at hand, else say what is missing."""
         try:
-            self._rfid = self.open_together(self.open_metrics)
+            self.measures.use_rfid(self.open_together(self.measures.open_metrics))
         except UserError as error:
-            self._rfid = None
+            self.measures.use_rfid(None)
             rank_zero_info(f"rFID is not measured: {error}")
+        self.measures.begin()
 
     def on_test_epoch_end(self) -> None:
         """Log code usage and rFID against the very images that were reconstructed."""
-        self._log_usage("test")
-        if self._rfid is not None:
-            report = self._rfid.compute().to_dict()
-            self.test_protocol = report["protocol"]
-            named = {k: v for k, v in report.items() if k.startswith(("fid", "frechet"))}
-            self.log_dict({f"test/r{name}": float(value) for name, value in named.items()})
+        self.log_dict({f"test/{name}": value for name, value in self.measures.end().items()})
+        network = "averaged" if self.average is not None else "last"
+        self.test_protocol = {"network": network, **self.measures.protocol}
 
     def export(self, folder: Path) -> None:
-        """Write the tokenizer as a folder that describes itself."""
+        """Write a folder that describes itself."""
         save_tokenizer(self.averaged, folder)
 
-    def _adversarial(
-        self, output: TokenizerOutput, images: Tensor, terms: ReconstructionTerms, progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted loss of both players, and what to log of it."""
-        frozen = {k: v.detach() for k, v in self.discriminator.named_parameters()}
-        judged = functional_call(self.discriminator, frozen, (output.reconstruction,))
-        generator = self.loss.generator_term(judged)
-        balance = self.loss.balance(terms.reconstruction, generator, self.network.last_layer)
-        weight = self.loss.generator_weight(progress, balance)
-        pair = torch.cat((images, output.reconstruction.detach().to(images.dtype)))
-        real, fake = self.discriminator(pair).float().chunk(2)
-        discriminator = self.loss.discriminator_term(real, fake)
-        scalars = {
-            "loss/adversarial": generator,
-            "gan/disc_loss": discriminator,
-            "gan/adaptive_weight": balance,
-            "gan/generator_weight": weight,
-            "gan/logits_real": real.mean(),
-            "gan/logits_fake": fake.mean(),
-        }
-        return weight * generator + discriminator, scalars
-
-    def _schedule(self, optimizers: list[Any]) -> None:
-        for optimizer in optimizers:
-            args = (self.global_step, self.total_steps, self.global_batch_size)
-            set_schedule(optimizer, self.optim_config, *args)
-
-    def _step(self, optimizers: list[Any], with_discriminator: bool) -> None:
-        clip = self.optim_config.grad_clip
-        for network in [self.network, self.discriminator] if with_discriminator else [self.network]:
-            if clip:
-                # Not Lightning's: it refuses fused optimizers, although bf16 scales nothing.
-                torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimizers[0].step()
-        if with_discriminator:
-            # Through Lightning's wrapper this step would be counted too, and max_steps halved.
-            optimizers[1].optimizer.step()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+    def _take_over(self) -> None:
+        if not self.init_from or self._is_resumed:
+            return
+        if self.keeper.config.init != "uniform":
+            rank_zero_warn("codebook.init is ignored, because init_from brings the codes")
+        start_from(self.network, self.init_from)
         if self.average is not None:
-            decay = self.optim_config.ema_decay
-            update_average(self.average, self.network, decay, self.global_step)
+            self.average.load_state_dict(self.network.state_dict())
 
-    def _optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
+    def _reconstruct(self, images: Tensor, batch_idx: int) -> TokenizerOutput:
+        """A differentiable pass, as the codebook's keeper wants it."""
+        if not self.init_from or self._is_resumed:
+            self.keeper.prepare(self.network, images)
+            if self.global_step == 0 and self.average is not None:
+                # Else the average would mix the codes of k-means with those before.
+                self.average.load_state_dict(self.network.state_dict())
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        num_scales = self.keeper.draw_num_scales(len(images), part)
+        temperature = self.loss.entropy_temperature
+        return self.network(images, num_scales, temperature)
 
-    def _measure(self, images: Tensor, prefix: str) -> None:
-        network = self.averaged
-        network.eval()
-        tokens = network.encode(images)
-        reconstruction = network.decode(tokens)
-        self.validation_usage.update(tokens)
-        if prefix == "test" and self._rfid is not None:
-            self._rfid.update_reference(images)
-            self._rfid.update(reconstruction)
-        scalars = {
-            f"{prefix}/psnr": psnr(images, reconstruction).mean(),
-            f"{prefix}/ssim": ssim(images, reconstruction).mean(),
-            f"{prefix}/l1": (images - reconstruction).abs().mean(),
-        }
-        self.log_dict(scalars, sync_dist=True, batch_size=len(images))
+    def _set_schedules(self) -> None:
+        optimizer, config = self.optimizers(), self.optim_config
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        total, batch = self.total_steps, self.global_batch_size
+        set_schedule(optimizer, config, self.global_step, total, batch)
+        if self.plays and config.disc_schedule == "own":
+            start = math.ceil(self.loss.config.disc_start * total)
+            args = (self.global_step - start, total - start, batch)
+            set_schedule(optimizer, config, *args, player="discriminator")
 
-    def _log_usage(self, prefix: str) -> None:
-        report = self.validation_usage.compute()
-        self.log(f"{prefix}/code_usage", report.usage)
+    def _log_scalars(self) -> None:
+        """Log the means over the parts of this step."""
+        scalars = self._step_sums.means_over_ranks()
+        groups = self.optimizers().param_groups  # type: ignore[union-attr]
+        rates = {group["player"]: group["lr"] for group in groups}
+        scalars["optim/lr"] = torch.tensor(rates["tokenizer"])
+        if self.plays:
+            scalars["gan/lr"] = torch.tensor(rates["discriminator"])
+        if self.keeper.config.restart_below:
+            scalars["codebook/restarted"] = self._restarted.float()
+            self._restarted = torch.zeros_like(self._restarted)
+        self.log_at(scalars, self.global_step + 1)
 
-    def _new_usage(self) -> CodebookUsage:
-        return CodebookUsage(self.network.scales, self.config.codebook_size)
+    def _measure(self, images: Tensor, batch_idx: int, prefix: str) -> None:
+        tests, validations = self.trainer.num_test_batches, self.trainer.num_val_batches
+        place = batch_idx, int((tests if prefix == "test" else validations)[0])
+        scalars = self.measures.measure(self.averaged.eval(), images, *place)
+        named = {f"{prefix}/{name}": value for name, value in scalars.items()}
+        self.log_dict(named, sync_dist=True, batch_size=len(images))
 
-
-def _reconstruction_scalars(terms: ReconstructionTerms) -> dict[str, Tensor]:
-    names = ("l1", "l2", "perceptual", "codebook", "commitment")
-    return {f"loss/{name}": getattr(terms, name) for name in names}
+    def _open_validation(self) -> None:
+        if self.measures.config.validate_rfid and self.measures.rfid is None:
+            self.measures.use_rfid(self.open_together(self.measures.open_metrics))

@@ -16,10 +16,10 @@ from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.training.ema import averaged_copy, update_average
 from varlit.training.evaluation import (
-    PAPER_NUM_IMAGES,
     EvaluationConfig,
     measure_samples,
     open_metrics,
+    told,
 )
 from varlit.training.optim import OptimConfig, build_adamw, gradient_norm, set_schedule
 from varlit.training.stage import StageModule
@@ -124,7 +124,7 @@ class VARModule(StageModule):
         loss, scalars = self._loss(batch, self.network, with_accuracy=self.is_log_step)
         if self.is_log_step:
             scalars["optim/lr"] = torch.tensor(optimizer.param_groups[0]["lr"])  # type: ignore
-            self.log_dict(scalars)
+            self.log_at(scalars, self.global_step + 1)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -132,7 +132,7 @@ class VARModule(StageModule):
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
             decay = self.optim_config.ema_decay
-            update_average(self.average, self.network, decay, self.global_step)
+            update_average(self.average, self.network, decay, self.global_step + 1)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out pyramids; labels are never dropped here."""
@@ -151,10 +151,7 @@ class VARModule(StageModule):
         self.log_dict(chosen, sync_dist=True, batch_size=len(batch["tokens"]))
 
     def on_test_epoch_end(self) -> None:
-        """Draw the images and measure FID and inception score.
-
-        `fid` names the full protocol alone; with fewer than 50,000 images it is `quick_fid`.
-        """
+        """Draw the images and measure FID and inception score."""
         assert self._metrics is not None
         ranks = (self.global_rank, self.trainer.world_size)
         sampler = Sampler(self.averaged.eval(), self.tokenizer)
@@ -171,9 +168,7 @@ class VARModule(StageModule):
             "sampling_precision": str(self.trainer.precision),
             "device": self.device.type,
         }
-        quick = "quick_" if report.num_images < PAPER_NUM_IMAGES else ""
-        figures = {k: v for k, v in report.to_dict().items() if isinstance(v, int | float)}
-        self.log_dict({f"{quick}{name}": float(value) for name, value in figures.items()})
+        self.log_dict(told(report))
 
     @torch.no_grad()
     def draw(

@@ -1,0 +1,1 @@
+"""What every benchmark shares: a stopwatch, memory, FLOPs, the table, the common flags."""

@@ -1,0 +1,131 @@
+"""Time rivals side by side: warmed up, interleaved, medians and spread.
+
+Ratios are taken within a round, where everything ran within seconds of each other, so a machine
+that slows down over the run hits all rivals alike.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Runs something that many times in a row and returns seconds a run.
+Lap = Callable[[int], float]
+
+MOST_RUNS_PER_LAP = 1000
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Something to be timed: its name in the table and how to set it up."""
+
+    name: str
+    build: Callable[[], Lap]
+    num_images: int
+    """Images that one run works through."""
+    reference: str = ""
+    """Name of the rival that it is compared with; "" = none."""
+    is_counted: bool = True
+    """Whether its operations are set against the card's limit in bf16."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the stopwatch says of one rival."""
+
+    rival: Rival
+    laps_s: tuple[float, ...]
+    """Seconds a run, one number for each round."""
+
+    @property
+    def median_s(self) -> float:
+        """Seconds a run, the median over rounds."""
+        return statistics.median(self.laps_s)
+
+    @property
+    def spread(self) -> float:
+        """Width of the middle half of the rounds over the median."""
+        if len(self.laps_s) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.laps_s, n=4, method="inclusive")
+        return (high - low) / self.median_s
+
+    @property
+    def images_per_s(self) -> float:
+        """Images that go through in a second."""
+        return self.rival.num_images / self.median_s
+
+    def speed_over(self, reference: "Timing") -> float:
+        """How many times as fast as the reference: the median of the rounds' ratios."""
+        pairs = zip(reference.laps_s, self.laps_s, strict=True)
+        return statistics.median(theirs / own for theirs, own in pairs)
+
+
+class Stopwatch:
+    """Seconds between `start` and `stop` on the device, whatever it still had to do before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_cuda = device.type == "cuda"
+        if self.is_cuda:
+            self._begin = torch.cuda.Event(enable_timing=True)
+            self._end = torch.cuda.Event(enable_timing=True)
+        self._began_s = 0.0
+
+    def start(self) -> None:
+        """Wait for the device, then begin."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+            self._begin.record()
+        self._began_s = time.perf_counter()
+
+    def stop(self) -> float:
+        """Wait for what was begun, and return seconds."""
+        if self.is_cuda:
+            self._end.record()
+            self._end.synchronize()
+            return self._begin.elapsed_time(self._end) / 1e3
+        return time.perf_counter() - self._began_s
+
+
+def lap_of(function: Callable[[], object], device: torch.device, num_skipped: int = 0) -> Lap:
+    """Lap that calls a plain function, `num_skipped` times before the clock starts."""
+    watch = Stopwatch(device)
+
+    def lap(num_runs: int) -> float:
+        for _ in range(num_skipped):
+            function()
+        watch.start()
+        for _ in range(num_runs):
+            function()
+        return watch.stop() / num_runs
+
+    return lap
+
+
+def race(
+    rivals: Sequence[Rival], rounds: int, least_lap_s: float = 0.2, warmup_runs: int = 2
+) -> list[Timing]:
+    """Time all rivals in turn, round after round: A B C, A B C, ...
+
+    Args:
+        rivals: Who runs; all are set up before the first is timed.
+        rounds: Laps of each.
+        least_lap_s: A lap repeats what is shorter until it lasts about this long.
+        warmup_runs: Runs of each before the first round.
+    """
+    laps = {rival.name: rival.build() for rival in rivals}
+    assert len(laps) == len(rivals), "names of rivals are unique"
+    runs: dict[str, int] = {}
+    for name, lap in laps.items():
+        seconds = lap(warmup_runs)
+        # The first runs may have compiled and tuned; ask again what a run takes.
+        seconds = min(seconds, lap(1))
+        runs[name] = min(math.ceil(least_lap_s / max(seconds, 1e-9)), MOST_RUNS_PER_LAP)
+    taken: dict[str, list[float]] = {name: [] for name in laps}
+    for _ in range(rounds):
+        for name, lap in laps.items():
+            taken[name].append(lap(max(1, runs[name])))
+    return [Timing(rival, tuple(taken[rival.name])) for rival in rivals]

@@ -1,0 +1,160 @@
+"""What validation and testing of stage 1 measure on held-out images, and the settings for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from varlit.errors import UserError
+from varlit.losses.perceptual import PerceptualLoss
+from varlit.metrics.codebook import CodebookUsage
+from varlit.metrics.fid import InceptionMetrics
+from varlit.metrics.reconstruction import psnr, ssim, to_uint8
+from varlit.models.config import PlainConfig, TokenizerConfig
+from varlit.models.vqvae import VQVAE
+from varlit.ops.scales import Scales
+
+NUM_WORST = 8
+
+
+@dataclass(frozen=True)
+class TokenizerMeasuresConfig(PlainConfig):
+    """What is measured besides PSNR, SSIM, L1 and code usage."""
+
+    validate_rfid: bool = False
+    """Measure rFID at every validation; `test` does wherever Inception's weights are at hand."""
+    inception: str = ""
+    """File with Inception's weights; default $VARLIT_INCEPTION, the hub cache, a download."""
+    scale_batches: int = 4
+    """Batches of each process, evenly spread, to decode from the first k scales too, for every k;
+    0 = none."""
+
+    def __post_init__(self) -> None:
+        if self.scale_batches < 0:
+            raise UserError(
+                f"measures.scale_batches must not be negative (0 = none); got {self.scale_batches}"
+            )
+
+
+@dataclass(frozen=True)
+class WorstImages:
+    """The held-out images that a process reconstructs worst, worst first."""
+
+    images: Tensor  # (N, 3, H, W) in [-1, 1]
+    reconstructions: Tensor  # (N, 3, H, W)
+    badness: Tensor  # (N,) LPIPS, or minus PSNR where the loss has no LPIPS
+
+    def joined(self, others: Self, keep: int) -> Self:
+        """The worst of both."""
+        badness, place = torch.cat((self.badness, others.badness)).sort(descending=True)
+        place = place[:keep]
+        images = torch.cat((self.images, others.images))[place]
+        reconstructions = torch.cat((self.reconstructions, others.reconstructions))[place]
+        return type(self)(images, reconstructions, badness[:keep])
+
+
+class TokenizerMeasures:
+    """Measures reconstructions as a file would hold them, rounded to 8 bits.
+
+    A plain object: Inception and the trunk of LPIPS are in no checkpoint.
+
+    Args:
+        tokenizer: Shape of the network that is measured.
+        config: What to measure.
+        perceptual: LPIPS, the same network that the loss has; None where the loss has none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TokenizerConfig,
+        config: TokenizerMeasuresConfig,
+        perceptual: PerceptualLoss | None,
+    ) -> None:
+        self.config, self.perceptual = config, perceptual
+        self.scales = Scales(tokenizer.scales)
+        self.usage = CodebookUsage(self.scales, tokenizer.codebook_size)
+        # A hook for tests, which have no Inception.
+        self.open_metrics: Callable[[], InceptionMetrics] = self._open_inception
+        self.rfid: InceptionMetrics | None = None
+        self.worst: WorstImages | None = None
+        self._has_reference = False
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How it was measured, as plain data."""
+        told: dict[str, Any] = {}
+        if self.perceptual is not None:
+            told["lpips"] = self.perceptual.net
+        return told if self.rfid is None else told | self.rfid.protocol
+
+    def begin(self) -> None:
+        """Start a pass over the held-out images: count codes and features from zero."""
+        self.worst = None
+        self.usage = CodebookUsage(self.scales, self.usage.codebook_size)
+        if self.rfid is not None:
+            self.rfid.reset()
+
+    def use_rfid(self, rfid: InceptionMetrics | None) -> None:
+        """Measure rFID by this from now on, or not at all."""
+        self.rfid, self._has_reference = rfid, False
+
+    def end(self) -> dict[str, float]:
+        """What is known only after the whole set; every process must call it."""
+        report = self.usage.compute()
+        found = {"code_usage": report.usage, "code_perplexity": report.perplexity}
+        if self.rfid is not None:
+            # The held-out images are the same in every pass; half the work is done once.
+            self._has_reference = True
+            told = self.rfid.compute().to_dict()
+            names = [name for name in told if name.startswith(("fid", "frechet"))]
+            found |= {f"r{name}": float(told[name]) for name in names}
+        return found
+
+    @torch.no_grad()
+    def measure(
+        self, network: VQVAE, images: Tensor, batch_idx: int, num_batches: int
+    ) -> dict[str, Tensor]:
+        """Means over a batch.
+
+        Args:
+            network: In eval mode.
+            images: (B, 3, H, W) in [-1, 1].
+            batch_idx: Place of the batch in this pass.
+            num_batches: Batches of this pass. Those decoded scale by scale are evenly spread over
+                it: in class folders the first ones would be of one class.
+        """
+        tokens = network.encode(images)
+        reconstruction = network.decode(tokens)
+        self.usage.update(tokens)
+        if self.rfid is not None:
+            if not self._has_reference:
+                self.rfid.update_reference(images)
+            self.rfid.update(reconstruction)
+        decibels = psnr(images, reconstruction)
+        scalars = {
+            "psnr": decibels.mean(),
+            "ssim": ssim(images, reconstruction).mean(),
+            "l1": (images - reconstruction).abs().mean(),
+        }
+        if self.perceptual is not None:
+            distances = self.perceptual(_rounded(reconstruction), _rounded(images))
+            scalars["lpips"] = distances.mean()
+        badness = -decibels if self.perceptual is None else distances
+        none = WorstImages(images[:0], reconstruction[:0], badness[:0])
+        found = WorstImages(images, reconstruction, badness)
+        self.worst = found.joined(self.worst or none, NUM_WORST)
+        wanted = self.config.scale_batches
+        if batch_idx * wanted % num_batches < wanted:
+            for k, name in enumerate(self.scales.names):
+                prefix = network.decode_prefix(tokens, k + 1)
+                scalars[f"psnr_by_scale/{name}"] = psnr(images, prefix).mean()
+        return scalars
+
+    def _open_inception(self) -> InceptionMetrics:
+        return InceptionMetrics(self.config.inception or None)
+
+
+def _rounded(images: Tensor) -> Tensor:
+    return to_uint8(images).float() / 127.5 - 1

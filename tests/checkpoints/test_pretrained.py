@@ -1,0 +1,205 @@
+import json
+
+import pytest
+import torch
+
+import varlit
+from varlit.checkpoints.official import official_state
+from varlit.checkpoints.official_shapes import HIT_STATISTIC
+from varlit.checkpoints.pretrained import PretrainedVAR, PretrainedVQVAE, load
+from varlit.errors import UserError
+from varlit.generation.sampler import Sampler, SamplingSettings
+from varlit.models.files import load_var, save_var
+from varlit.models.vqvae import VQVAE
+
+DEFAULTS = SamplingSettings(cfg_scale=1.5, top_k=900, top_p=0.96)
+
+
+@pytest.fixture
+def models(runs):
+    return load("tok", runs), load("d1", runs)
+
+
+def test_a_model_is_loaded_by_the_name_of_its_run_or_by_path(runs):
+    for tokenizer in (load("tok", runs), load(runs / "tok"), load(str(runs / "d1" / "tokenizer"))):
+        assert isinstance(tokenizer, PretrainedVQVAE)
+    var = load("d1", root=str(runs))
+    assert isinstance(var, PretrainedVAR)
+    assert var.class_names == ("cat", "dog")
+
+
+def test_what_is_loaded_is_frozen_and_speaks_of_the_same_tokens(models):
+    tokenizer, var = models
+    assert not var.training
+    assert not any(p.requires_grad for p in (*var.parameters(), *tokenizer.parameters()))
+    images = torch.rand(2, 3, 2, 2) * 2 - 1
+    assert torch.equal(var.tokenizer.encode(images), tokenizer.encode(images))
+    assert not any("tokenizer" in name for name in var.state_dict()), "no weights of the VAR"
+
+
+def test_the_package_offers_it(runs, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    assert varlit.load is load
+    assert isinstance(varlit.load(runs / "tok"), varlit.VQVAE)
+    assert isinstance(varlit.load(runs / "d1"), varlit.VAR)
+
+
+def test_tokens_inputs_and_logits_have_the_documented_shapes(models):
+    tokenizer, var = models
+    tokens = tokenizer.encode(torch.zeros(2, 3, 2, 2))
+    inputs = tokenizer.teacher_inputs(tokens)
+    assert (tokens.shape, inputs.shape) == ((2, 5), (2, 4, 4))
+    assert var(torch.tensor([0, 2]), inputs).shape == (2, 5, 8)
+    assert tokenizer.decode(tokens).shape == (2, 3, 2, 2)
+    assert tokenizer.scales == var.scales
+
+
+def test_sampling_is_the_sampler_with_official_settings(models):
+    tokenizer, var = models
+    images, tokens = var.sample(
+        [0, 1, None],
+        tokenizer=tokenizer,
+        generator=torch.Generator().manual_seed(3),
+        return_tokens=True,
+        batch_size=1,
+    )
+    labels, generator = torch.tensor([0, 1, 2]), torch.Generator().manual_seed(3)
+    expected = Sampler(var, tokenizer).draw(labels, DEFAULTS, generator)
+    assert torch.equal(tokens, expected.tokens), "one batch, whatever batch_size says"
+    assert torch.equal(images, expected.images)
+
+
+def test_a_seed_gives_each_image_its_own_whatever_the_batch(models):
+    tokenizer, var = models
+    images, tokens = var.sample([0, 1, 0], seed=4, return_tokens=True)
+    one_by_one, same = var.sample([0, 1, 0], tokenizer, seed=4, batch_size=1, return_tokens=True)
+    assert torch.equal(tokens, same)
+    torch.testing.assert_close(images, one_by_one)
+    assert torch.equal(tokens[1:], var.sample([1, 0], seed=[5, 6], return_tokens=True)[1])
+
+
+def test_nothing_but_the_official_defaults_and_both_guidances_are_selectable(models):
+    _, var = models
+    settings = {"cfg_scale": 3.0, "top_k": 0, "top_p": 0.0, "seed": 0}
+    ramp = var.sample([0] * 8, **settings)
+    usual = var.sample([0] * 8, guidance="constant", **settings)
+    assert ramp.shape == usual.shape == (8, 3, 2, 2)
+    with pytest.raises(UserError, match="guidance must be one of"):
+        var.sample(0, guidance="strong")
+
+
+def test_editing_keeps_what_is_not_masked(models):
+    tokenizer, var = models
+    images = torch.rand(2, 3, 2, 2) * 2 - 1
+    nothing = torch.zeros(2, 2)
+    assert torch.equal(var.edit(images, nothing, seed=0), tokenizer.reconstruct(images))
+    mask = torch.tensor([[True, False], [False, False]])
+    edited, tokens = var.edit(images, mask, [0, 1], tokenizer, seed=0, return_tokens=True)
+    own = tokenizer.encode(images)
+    kept = torch.tensor([True, False, True, True, True])
+    assert torch.equal(tokens[:, kept], own[:, kept])
+    assert edited.shape == images.shape
+    with pytest.raises(UserError, match="a label for each of 2 images"):
+        var.edit(images, mask, [0])
+
+
+def test_a_model_is_saved_as_it_was_loaded(models, tmp_path):
+    for model in models:
+        again = load(model.save_pretrained(tmp_path / model.kind))
+        assert type(again) is type(model)
+        found, expected = again.state_dict(), model.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert torch.equal(again.sample([0], seed=0), model.sample([0], seed=0))
+    assert again.class_names == model.class_names
+
+
+def test_a_class_loads_its_own_kind_and_refuses_the_other(runs):
+    assert isinstance(PretrainedVAR.from_pretrained(runs / "d1"), PretrainedVAR)
+    assert isinstance(PretrainedVQVAE.from_pretrained(runs / "tok"), VQVAE)
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        PretrainedVQVAE.from_pretrained(runs / "d1")
+
+
+def test_a_model_goes_to_the_hub_as_the_folder_that_it_is_loaded_from(models, monkeypatch):
+    sent = {}
+
+    def upload(folder, repo_id, kind, private):
+        sent[kind] = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*"))
+        assert torch.equal(load(folder).sample([1], seed=0), models[1].sample([1], seed=0))
+        return f"{repo_id} {private}"
+
+    monkeypatch.setattr("varlit.checkpoints.hub.upload", upload)
+    assert models[1].push_to_hub("you/d1", private=True) == "you/d1 True"
+    names = ["config.json", "model.safetensors"]
+    assert sent == {"VAR": [*names, *(f"tokenizer/{name}" for name in names)]}
+
+
+def test_a_hub_name_is_asked_of_the_hub_and_local_folders_come_first(runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "varlit.checkpoints.store.fetch", lambda *args: asked.append(args) or runs / "tok"
+    )
+    monkeypatch.chdir(runs)
+    assert isinstance(load("you/tok", revision="v2"), PretrainedVQVAE)
+    assert isinstance(load("d1/tokenizer"), PretrainedVQVAE)
+    assert asked == [("you/tok", "v2")]
+
+
+def test_a_var_without_a_tokenizer_computes_but_says_what_drawing_needs(runs, models):
+    tokenizer, var = models
+    save_var(load_var(runs / "d1").var, None, runs / "alone")
+    alone = load("alone", runs)
+    assert torch.equal(alone.sample([0], tokenizer, seed=0), var.sample([0], seed=0))
+    with pytest.raises(UserError, match=r"holds no tokenizer.*--tokenizer RUN"):
+        alone.sample([0])
+    assert json.loads((runs / "alone" / "config.json").read_text())["tokenizer_hash"] == ""
+
+
+def test_a_tokenizer_of_other_scales_is_bundled_with_those_of_the_var(runs):
+    var = load_var(runs / "d1").var
+    tokenizer = load("tok", runs).with_scales((1, 3))
+    tokenizer.save_pretrained(runs / "other")
+    save_var(var, runs / "other", runs / "d2")
+    assert load("d2", runs).tokenizer.scales == var.scales
+
+
+def test_the_tokenizer_of_a_var_is_one_object_and_the_var_holds_its_weights_once(models):
+    _, var = models
+    assert var.tokenizer is var.tokenizer
+    held = [value for value in var.__dict__.values() if isinstance(value, torch.nn.Module)]
+    assert held == [var.tokenizer], "after .half() a second network would keep the old weights"
+
+
+def test_a_var_in_half_precision_draws_with_the_tokenizer_in_full(models):
+    _, var = models
+    for dtype in (torch.bfloat16, torch.float16):
+        images = var.to(dtype).sample([0, None], seed=0)
+        assert (images.dtype, var.tokenizer.last_layer.dtype) == (torch.float32, torch.float32)
+        assert var.edit(images, torch.ones(2, 2), seed=0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": [-1]}, r"labels must lie in 0\.\.1.*got -1"),
+        ({"seed": 1.5}, "a seed must be a whole number"),
+        ({"generator": 3}, r"a torch\.Generator"),
+        ({"tokenizer": "runs/tokenizer"}, "must be a tokenizer"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(models, fields, message):
+    _, var = models
+    with pytest.raises(UserError, match=message):
+        var.sample(**({"labels": [0]} | fields))
+    fields = {"labels": [0]} | fields
+    with pytest.raises(UserError, match=message):
+        var.edit(torch.zeros(1, 3, 2, 2), torch.ones(2, 2), **fields)
+
+
+def test_what_was_noted_of_an_official_file_is_a_warning(models, tmp_path):
+    state = {k: v for k, v in official_state(models[0]).items() if k != HIT_STATISTIC}
+    torch.save(state, tmp_path / "vae.pth")
+    with pytest.warns(UserWarning, match="does not tell its scales"):
+        load(tmp_path / "vae.pth")
