@@ -43,21 +43,23 @@ SIZES = {
         "squeeze",
         batch_size=2,
     ),
-    # What two cores can train in minutes.
+    # The networks of conf/tokenizer/photos64.yaml, which two cores train in minutes.
     "photos64": Size(
         TokenizerConfig(
             channels=32,
-            channel_multipliers=(1, 2, 2, 4),
+            channel_multipliers=(1, 1, 2, 2),
             num_res_blocks=1,
-            codebook_size=1024,
+            codebook_size=512,
             codebook_dim=16,
             scales=(1, 2, 3, 4, 6, 8),
+            norm_groups=8,
         ),
-        DiscriminatorConfig(channels=32),
+        DiscriminatorConfig(channels=32, num_layers=2),
         "squeeze",
         batch_size=8,
     ),
-    # The networks of conf/tokenizer/imagenet256.yaml, on one card.
+    # The tokenizer of conf/tokenizer/imagenet256.yaml on one card, with PatchGAN: the DINO of the
+    # recipe, its distortions and its second judgement of each batch (bCR) are not timed.
     "imagenet256": Size(TokenizerConfig(), DiscriminatorConfig(), "vgg", batch_size=16),
 }
 

@@ -38,7 +38,7 @@ def test_attention_lives_at_the_lowest_resolution_only():
 
 
 def test_spatial_attention_is_softmax_attention_over_all_positions():
-    layer = SpatialAttention(32)
+    layer = SpatialAttention(32, TokenizerConfig())
     x = torch.randn(2, 32, 3, 3)
     q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, dim=1)  # (B, C, 9)
     weights = (q.transpose(1, 2) @ k / 32**0.5).softmax(dim=-1)  # (B, query, key)
@@ -64,7 +64,7 @@ def test_upsampling_repeats_and_then_smooths():
 
 
 def test_a_residual_block_leaves_its_input_untouched():
-    block, x = ResidualBlock(32, 64, dropout=0.0), torch.randn(1, 32, 4, 4)
+    block, x = ResidualBlock(32, 64, TokenizerConfig()), torch.randn(1, 32, 4, 4)
     before = x.clone()
     h = block.conv1(functional.silu(block.norm1(x)))
     expected = block.shortcut(x) + block.conv2(functional.silu(block.norm2(h)))

@@ -21,6 +21,13 @@ def test_lists_become_tuples_so_that_configs_compare():
     assert hash(TokenizerConfig(channel_multipliers=[1, 2])) is not None
 
 
+def test_damaged_fields_are_named():
+    with pytest.raises(UserError, match="TokenizerConfig"):
+        TokenizerConfig.of({"scales": 5})
+    with pytest.raises(UserError, match="made of fields by name; got 5"):
+        TokenizerConfig.of(5)
+
+
 def test_an_unknown_field_is_named_with_the_nearest_one():
     with pytest.raises(UserError, match=r"no field `depht`; did you mean `depth`\?"):
         VARConfig.of({"depht": 3})

@@ -176,6 +176,18 @@ def test_labels_out_of_range_are_refused(make_var, labels, method):
         getattr(var, method)(labels, *([teacher(var, len(labels))] * (method == "forward")))
 
 
+def test_inputs_of_another_shape_are_refused(make_var):
+    with pytest.raises(UserError, match=r"must have shape \[2, 20, 8\].*got \[2, 21, 8\]"):
+        make_var()(torch.tensor([0, 1]), torch.zeros(2, 21, 8))
+
+
+def test_a_look_in_inference_mode_does_not_spoil_training(make_var):
+    var, labels = make_var(), torch.tensor([0, 1])
+    with torch.inference_mode():
+        var(labels, torch.zeros(2, 20, 8))
+    var(labels, torch.zeros(2, 20, 8)).sum().backward()
+
+
 @pytest.mark.parametrize("variant", [{}, {"shared_adaln": True}, {"qk_l2_norm": False}], ids=str)
 @torch.no_grad()
 def test_it_runs_under_bf16_close_to_fp32(make_var, variant):

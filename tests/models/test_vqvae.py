@@ -83,6 +83,39 @@ def test_images_of_another_size_are_refused(make_tokenizer, size):
 
 
 @pytest.mark.parametrize(
+    "images",
+    [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)],
+)
+def test_what_is_no_batch_of_images_is_refused(make_tokenizer, images):
+    with pytest.raises(UserError, match=r"must be floats \(B, 3, H, W\)"):
+        make_tokenizer().encode(images)
+
+
+def test_half_precision_would_find_other_tokens_and_is_refused(make_tokenizer, images):
+    tokenizer = make_tokenizer()
+    tokens = tokenizer.encode(images)
+    tokenizer.bfloat16()
+    for call in (lambda: tokenizer.encode(images), lambda: tokenizer.decode(tokens)):
+        with pytest.raises(UserError, match=r"must stay in float32.*\.float\(\)"):
+            call()
+
+
+@pytest.mark.parametrize("num_scales", [0, 4, -1])
+def test_a_number_of_scales_that_is_not_there_is_refused(make_tokenizer, num_scales):
+    with pytest.raises(UserError, match=rf"in 1\.\.3; got {num_scales}"):
+        make_tokenizer().decode_prefix(torch.zeros(1, 21, dtype=torch.long), num_scales)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [torch.full((1, 21), 24), torch.full((1, 21), -1), torch.zeros(21), torch.zeros(1, 21)],
+)
+def test_what_is_no_pyramid_of_codes_is_refused(make_tokenizer, tokens):
+    with pytest.raises(UserError, match=r"integers \(B, L\) in 0\.\.23"):
+        make_tokenizer().decode(tokens)
+
+
+@pytest.mark.parametrize(
     ("num_phi", "used"), [(1, {0}), (2, {0, 1}), (0, {0, 1, 2}), (4, {0, 2, 3})]
 )
 def test_a_phi_that_no_scale_uses_is_not_trained(make_tokenizer, num_phi, used):

@@ -1,4 +1,5 @@
 import math
+import threading
 
 import pytest
 import torch
@@ -48,9 +49,9 @@ def test_autocast_is_off_inside_and_back_on_outside():
 def flags():
     """TF32 switches, which exist without a GPU too; restored afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    before = matmul.fp32_precision, cudnn.conv.fp32_precision
     yield matmul, cudnn
-    matmul.allow_tf32, cudnn.allow_tf32 = before
+    matmul.fp32_precision, cudnn.conv.fp32_precision = before
 
 
 @pytest.mark.parametrize("allowed", [(True, True), (False, True), (True, False), (False, False)])
@@ -58,13 +59,37 @@ def test_tf32_is_off_inside_and_as_before_outside(flags, allowed):
     matmul, cudnn = flags
     matmul.allow_tf32, cudnn.allow_tf32 = allowed
     enabled = cudnn.enabled
-    with strict_fp32(CUDA):
-        assert (matmul.allow_tf32, cudnn.allow_tf32) == (False, False)
+    with strict_fp32(CUDA), strict_fp32(CUDA):
+        assert (matmul.fp32_precision, cudnn.conv.fp32_precision) == ("ieee", "ieee")
         assert cudnn.enabled == enabled, "cuDNN itself stays on"
     assert (matmul.allow_tf32, cudnn.allow_tf32) == allowed
     with pytest.raises(KeyError), strict_fp32(CUDA):
         raise KeyError
     assert (matmul.allow_tf32, cudnn.allow_tf32) == allowed
+
+
+def test_the_newer_switches_are_understood_too(flags):
+    matmul, cudnn = flags
+    matmul.fp32_precision, cudnn.conv.fp32_precision = "tf32", "ieee"
+    with strict_fp32(CUDA):
+        assert matmul.fp32_precision == "ieee"
+    assert (matmul.fp32_precision, cudnn.conv.fp32_precision) == ("tf32", "ieee")
+
+
+def test_a_thread_that_leaves_does_not_switch_tf32_on_for_another(flags):
+    matmul, _ = flags
+    matmul.fp32_precision = "tf32"
+
+    def search_in_another_thread():
+        with strict_fp32(CUDA):
+            pass
+
+    with strict_fp32(CUDA):
+        other = threading.Thread(target=search_in_another_thread)
+        other.start()
+        other.join()
+        assert matmul.fp32_precision == "ieee"
+    assert matmul.fp32_precision == "tf32"
 
 
 def test_on_the_cpu_the_switches_of_the_gpu_are_left_alone(flags):

@@ -22,6 +22,12 @@ def official():
     return torch.load(FIXTURE, weights_only=True)
 
 
+@pytest.fixture(scope="session")
+def official_var():
+    """The transformer's cut, from the same file."""
+    return torch.load(FIXTURE.with_name("official_var.pt"), weights_only=True)
+
+
 def read(name):
     path = REFERENCE / name
     if not path.is_file():

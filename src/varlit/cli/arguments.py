@@ -59,7 +59,7 @@ def pick_device(name: str) -> str:
     """Resolve `auto` to the GPU where there is one.
 
     Raises:
-        UserError: If a GPU is asked for where there is none.
+        UserError: If there is no such device here.
     """
     import torch
 
@@ -67,6 +67,11 @@ def pick_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no GPU was found here; take --device cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: {reason}; take auto, cpu or cuda") from error
     return name
 
 

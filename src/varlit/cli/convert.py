@@ -219,12 +219,14 @@ def official_settings(network: "VQVAE | VAR") -> str:
 
 def official_limits(network: "VQVAE | VAR") -> str:
     """What of this network the official code has no setting for; empty where there is nothing."""
+    from varlit.models.config import GROUP_NORM_GROUPS
     from varlit.models.vqvae import VQVAE
 
     if isinstance(network, VQVAE):
         config = network.config
         fixed = {
             "channel_multipliers": (config.channel_multipliers, (1, 1, 2, 2, 4)),
+            "norm_groups": (config.norm_groups, GROUP_NORM_GROUPS),
             "num_res_blocks": (config.num_res_blocks, 2),
             "phi_ratio": (config.phi_ratio, 0.5),
         }

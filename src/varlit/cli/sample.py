@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
     import torch
 
     from varlit.checkpoints.store import find_model
+    from varlit.generation.requests import as_seeds
     from varlit.generation.sampler import Sampler, SamplingSettings
     from varlit.models.files import load_var
     from varlit.viz.grids import image_grid, save_png
@@ -73,8 +74,8 @@ def main(argv: list[str]) -> int:
     sampler = Sampler(loaded.var.to(device), loaded.tokenizer.to(device))
     classes = parse_classes(args.classes, loaded.var.num_classes, loaded.class_names)
     labels = torch.tensor(classes).repeat_interleave(args.per_class)
-    seeds = [args.seed + i for _ in classes for i in range(args.per_class)]
-    parts = draw_in_batches(sampler, labels, seeds, settings, args)
+    seeds = as_seeds(args.seed, None, args.per_class) or []
+    parts = draw_in_batches(sampler, labels, seeds * len(classes), settings, args)
     names = [class_name(c, loaded.class_names) for c in classes]
     images = torch.cat([part.images for part in parts])
     save_png(image_grid(images, args.per_class, row_labels=names), args.out)

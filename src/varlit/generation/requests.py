@@ -148,6 +148,10 @@ def draw_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}")
+    if sampler.var.training:
+        raise UserError(
+            "this VAR is in train mode, where it drops parts of itself at random; call .eval()"
+        )
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         yield sampler.draw(

@@ -64,7 +64,7 @@ def load_inception(path: Path) -> nn.Module:
             "inception-v3-compat", ["2048", "logits_unbiased"], str(path)
         )
     except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or ["it ends too early"])[0]
         raise UserError(
             f"{path} does not hold Inception's weights ({reason}); expected torch-fidelity's "
             f"{INCEPTION_FILE}"

@@ -7,11 +7,11 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varlit.models.config import GROUP_NORM_GROUPS, TokenizerConfig
+from varlit.models.config import TokenizerConfig
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUP_NORM_GROUPS, channels, eps=1e-6)
+def _norm(channels: int, config: TokenizerConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -21,11 +21,11 @@ def _conv(channels_in: int, channels_out: int) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """Norm, SiLU, conv, twice, around a shortcut.  # (B, C, h, w) -> (B, C', h, w)"""
 
-    def __init__(self, channels_in: int, channels_out: int, dropout: float) -> None:
+    def __init__(self, channels_in: int, channels_out: int, config: TokenizerConfig) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(channels_in), _conv(channels_in, channels_out)
-        self.norm2, self.conv2 = _norm(channels_out), _conv(channels_out, channels_out)
-        self.dropout = nn.Dropout(dropout)
+        self.norm1, self.conv1 = _norm(channels_in, config), _conv(channels_in, channels_out)
+        self.norm2, self.conv2 = _norm(channels_out, config), _conv(channels_out, channels_out)
+        self.dropout = nn.Dropout(config.dropout)
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out:
             self.shortcut = nn.Conv2d(channels_in, channels_out, kernel_size=1)
@@ -40,9 +40,9 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Single-head self-attention over all positions.  # (B, C, h, w) -> (B, C, h, w)"""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, config: TokenizerConfig) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, config)
         self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
         self.projection = nn.Conv2d(channels, channels, kernel_size=1)
 
@@ -81,21 +81,21 @@ class Upsample(nn.Module):
 class Middle(nn.Sequential):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, channels: int, config: TokenizerConfig) -> None:
         super().__init__(
-            ResidualBlock(channels, channels, dropout),
-            SpatialAttention(channels),
-            ResidualBlock(channels, channels, dropout),
+            ResidualBlock(channels, channels, config),
+            SpatialAttention(channels, config),
+            ResidualBlock(channels, channels, config),
         )
 
 
-def _level(widths: list[int], dropout: float, attend: bool) -> list[nn.Module]:
+def _level(widths: list[int], config: TokenizerConfig, attend: bool) -> list[nn.Module]:
     """Residual blocks through `widths`, each followed by attention where `attend`."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers.append(ResidualBlock(before, after, dropout))
+        layers.append(ResidualBlock(before, after, config))
         if attend:
-            layers.append(SpatialAttention(after))
+            layers.append(SpatialAttention(after, config))
     return layers
 
 
@@ -111,12 +111,12 @@ class Encoder(nn.Module):
         before = config.channels
         for i, width in enumerate(widths):
             path = [before] + [width] * config.num_res_blocks
-            self.levels.append(nn.Sequential(*_level(path, config.dropout, i == lowest)))
+            self.levels.append(nn.Sequential(*_level(path, config, i == lowest)))
             if i < lowest:
                 self.downsamples.append(Downsample(width))
             before = width
-        self.middle = Middle(before, config.dropout)
-        self.norm_out = _norm(before)
+        self.middle = Middle(before, config)
+        self.norm_out = _norm(before, config)
         self.conv_out = _conv(before, config.codebook_dim)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -137,15 +137,15 @@ class Decoder(nn.Module):
         widths = [config.channels * m for m in reversed(config.channel_multipliers)]
         before = widths[0]
         self.conv_in = _conv(config.codebook_dim, before)
-        self.middle = Middle(before, config.dropout)
+        self.middle = Middle(before, config)
         self.levels, self.upsamples = nn.ModuleList(), nn.ModuleList()
         for i, width in enumerate(widths):
             path = [before] + [width] * (config.num_res_blocks + 1)
-            self.levels.append(nn.Sequential(*_level(path, config.dropout, i == 0)))
+            self.levels.append(nn.Sequential(*_level(path, config, i == 0)))
             if i < len(widths) - 1:
                 self.upsamples.append(Upsample(width))
             before = width
-        self.norm_out = _norm(before)
+        self.norm_out = _norm(before, config)
         self.conv_out = _conv(before, 3)
 
     def forward(self, features: Tensor) -> Tensor:

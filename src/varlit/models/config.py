@@ -28,14 +28,18 @@ class PlainConfig:
         """
         if isinstance(value, cls):
             return value
-        assert isinstance(value, dict)
+        if not isinstance(value, dict):
+            raise UserError(f"{cls.__name__} is made of fields by name; got {value!r}")
         known = {field.name for field in fields(cls)}
         for key in value:
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean `{near[0]}`?" if near else f"; known: {sorted(known)}"
                 raise UserError(f"{cls.__name__} has no field `{key}`{hint}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        except TypeError as error:
+            raise UserError(f"{cls.__name__}: a field has another type ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class TokenizerConfig(PlainConfig):
     """Shape of the multi-scale tokenizer; the defaults are those of official VAR."""
 
     channels: int = 160
-    """Width of the autoencoder at full resolution, a multiple of 32."""
+    """Width of the autoencoder at full resolution, a multiple of `norm_groups`."""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     """Width of each level over `channels`; every level after the first halves the side."""
     num_res_blocks: int = 2
@@ -62,15 +66,20 @@ class TokenizerConfig(PlainConfig):
     """Share of the convolution in phi: (1 - ratio) * x + ratio * conv(x)."""
     search: Literal["euclidean", "cosine"] = "euclidean"
     """How the nearest code is found."""
+    norm_groups: int = GROUP_NORM_GROUPS
+    """Groups of group norm. With one channel a group, a narrow network forgets what is the same all
+    over an image, its colours above all: keep four channels a group or more."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         Scales(self.scales)
-        if self.channels < 1 or self.channels % GROUP_NORM_GROUPS:
+        groups = self.norm_groups
+        if groups < 1 or self.channels < 1 or self.channels % groups:
+            nearest = max(1, round(self.channels / max(groups, 1))) * max(groups, 1)
             raise UserError(
-                f"tokenizer.channels must be a multiple of {GROUP_NORM_GROUPS} (group norm); "
-                f"got {self.channels}. Try {max(1, round(self.channels / 32)) * 32}"
+                f"tokenizer.channels must be a multiple of norm_groups {groups} (group norm); "
+                f"got {self.channels}. Try {nearest}"
             )
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise UserError(

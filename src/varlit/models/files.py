@@ -115,7 +115,7 @@ def save_var(
     # The config comes last: it makes the whole folder visible.
     if source is not None:
         (folder / TOKENIZER_FOLDER).mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
             _link_or_copy(source / name, folder / TOKENIZER_FOLDER / name)
     elif isinstance(tokenizer, VQVAE):
         save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
@@ -215,7 +215,11 @@ def _check_same_keys(expected: dict[str, Tensor], got: dict[str, Tensor], path: 
 
 def _write(folder: Path, config: dict[str, Any], network: nn.Module) -> None:
     """Weights first, then the config that makes them visible; each renamed into place."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot make the folder {folder}: {reason}; write elsewhere") from error
     weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     temporary = folder / f"{WEIGHTS_FILE}.tmp{os.getpid()}"
     try:

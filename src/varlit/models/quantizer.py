@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig
 from varlit.ops.pyramid import enlarge, shrink, to_map, to_sequence
 from varlit.ops.quantize import assignment_entropy, nearest_code, strict_fp32
@@ -94,7 +95,12 @@ class MultiScaleQuantizer(nn.Module):
             return self.scales.merge(maps)
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
-        """Latent maps from the first `num_scales` scales of (B, L), VAR Algorithm 2."""
+        """Latent maps from the first `num_scales` scales of (B, L), VAR Algorithm 2.
+
+        Raises:
+            UserError: If the tokens are no pyramids of codes.
+        """
+        self._check_tokens(tokens)
         with strict_fp32(tokens.device):
             f_hat = self.empty(len(tokens))
             for k, part in enumerate(self.scales.split(tokens)[:num_scales]):
@@ -187,6 +193,18 @@ class MultiScaleQuantizer(nn.Module):
         """Nearest codes of vectors (B, l, C).  # (B, l)"""
         nearest = nearest_code(z.flatten(0, 1), self.codebook.weight.float(), self.search)
         return nearest.view(z.shape[:2])
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        """Refuse what is no (B, L) of codes; the values are looked at on the CPU only."""
+        wrong = tokens.dim() != 2 or tokens.is_floating_point()
+        if not wrong and tokens.device.type == "cpu" and tokens.numel():
+            wrong = bool(tokens.min() < 0 or tokens.max() >= self.codebook.num_embeddings)
+        if wrong:
+            raise UserError(
+                f"tokens must be integers (B, L) in 0..{self.codebook.num_embeddings - 1}; got "
+                f"{tokens.dtype} of shape {list(tokens.shape)} in "
+                f"{tokens.min().item():g}..{tokens.max().item():g}"
+            )
 
     def _search(self, residual: Tensor, k: int) -> Tensor:
         """Nearest codes of the residual at scale k.  # (B, l_k)"""

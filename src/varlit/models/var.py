@@ -77,6 +77,16 @@ class VAR(nn.Module):
             (B, L, V).
         """
         labels = self.check_labels(labels)
+        wanted = (
+            len(labels),
+            self.scales.num_tokens - self.scales.lengths[0],
+            self.tokenizer_config.codebook_dim,
+        )
+        if tuple(teacher_inputs.shape) != wanted:
+            raise UserError(
+                f"teacher_inputs must have shape {list(wanted)}, as tokenizer.teacher_inputs gives "
+                f"for {len(labels)} labels; got {list(teacher_inputs.shape)}"
+            )
         if self.training and self.config.class_dropout > 0:
             dropped = torch.rand(labels.shape, device=labels.device) < self.config.class_dropout
             labels = labels.masked_fill(dropped, self.num_classes)
@@ -176,7 +186,9 @@ class VAR(nn.Module):
         constants = self.__dict__.setdefault("_constants", {})
         if (name, device) not in constants:
             make = self.scales.levels if name == "levels" else self.scales.block_causal_mask
-            constants[name, device] = make(device)
+            # Made under inference_mode, it could never be part of a backward pass.
+            with torch.inference_mode(False):
+                constants[name, device] = make(device)
         constant = constants[name, device]
         assert isinstance(constant, Tensor)
         return constant

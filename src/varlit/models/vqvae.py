@@ -61,6 +61,11 @@ class VQVAE(nn.Module):
             UserError: If the images are not of this tokenizer's size.
         """
         size = self.config.image_size
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UserError(
+                "images must be floats (B, 3, H, W) in -1..1; got "
+                f"{images.dtype} of shape {list(images.shape)}"
+            )
         if images.shape[-2:] != (size, size):
             raise UserError(
                 f"this tokenizer takes {size}x{size} px images; got "
@@ -73,8 +78,10 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Token pyramids of images, in strict fp32 so that they are reproducible.  # (B, L)"""
+        self._check_fp32()
         with strict_fp32(images.device):
-            return self.quantizer.encode(self.features(images.float()))
+            wide = images.float() if images.is_floating_point() else images
+            return self.quantizer.encode(self.features(wide))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -83,7 +90,13 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def decode_prefix(self, tokens: Tensor, num_scales: int) -> Tensor:
-        """Images from the first `num_scales` token maps only.  # (B, 3, H, W)"""
+        """Images from the first `num_scales` token maps only.  # (B, 3, H, W)
+
+        Raises:
+            UserError: If there are not so many.
+        """
+        if not 1 <= num_scales <= self.scales.num_scales:
+            raise UserError(f"num_scales must lie in 1..{self.scales.num_scales}; got {num_scales}")
         return self.decode_features(self.quantizer.decode(tokens, num_scales))
 
     @torch.no_grad()
@@ -120,6 +133,7 @@ class VQVAE(nn.Module):
 
     def decode_features(self, f_hat: Tensor) -> Tensor:
         """Images of quantized latent maps, clamped to [-1, 1].  # (B, 3, H, W)"""
+        self._check_fp32()
         return self._decode(f_hat).float().clamp(-1, 1)
 
     def forward(
@@ -144,6 +158,14 @@ class VQVAE(nn.Module):
             searched=quantized.searched,
             entropy_loss=quantized.entropy_loss,
         )
+
+    def _check_fp32(self) -> None:
+        if self.last_layer.dtype != torch.float32:
+            raise UserError(
+                f"a tokenizer's weights must stay in float32, got {self.last_layer.dtype}: in half "
+                "precision it finds other tokens. Undo it with .float(); for speed, decode under "
+                "torch.autocast"
+            )
 
     def _decode(self, f_hat: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(f_hat))

@@ -61,7 +61,8 @@ def draw_at(logits: Tensor, uniform: Tensor) -> Tensor:
         logits: Filtered logits (B, L, V).
         uniform: (B, L).
     """
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    # A parallel sum in fp32 may fall back by a rounding, and then hit a code without probability.
+    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     target = (uniform * cumulative[..., -1]).unsqueeze(-1)
     index = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     # Rounding may push a number past the end; the last code with probability is meant.

@@ -6,6 +6,7 @@ one scale changes the residual of every finer one (measured; see docs/design.md)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,14 +25,41 @@ def strict_fp32(device: torch.device) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        # Set one by one: `cudnn.flags` would switch cuDNN itself off by its default.
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        allowed = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32, cudnn.allow_tf32 = False, False
+        _TF32.forbid()
         try:
             yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = allowed
+            _TF32.allow_again()
+
+
+class _TF32Switch:
+    """The switches of a process: off while anyone needs it, then as they were.
+
+    They are global, so one thread must not restore them while another still counts on them. The
+    older `allow_tf32` cannot be read where somebody has set the newer `fp32_precision`.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.depth = threading.Lock(), 0
+        self.before: tuple[str, str] = ("none", "none")
+
+    def forbid(self) -> None:
+        matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        with self.lock:
+            if self.depth == 0:
+                self.before = matmul.fp32_precision, conv.fp32_precision
+                matmul.fp32_precision, conv.fp32_precision = "ieee", "ieee"
+            self.depth += 1
+
+    def allow_again(self) -> None:
+        matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0:
+                matmul.fp32_precision, conv.fp32_precision = self.before
+
+
+_TF32 = _TF32Switch()
 
 
 def nearest_code(z: Tensor, codebook: Tensor, search: str = "euclidean") -> Tensor:

@@ -42,8 +42,8 @@ class CodebookConfig(PlainConfig):
     """
 
     init: Literal["uniform", "kmeans"] = "uniform"
-    """Codes at the very first step: vaex's small uniform ones, or k-means on the first batch (which
-    also overwrites codes loaded from another tokenizer)."""
+    """Codes at the very first step: vaex's small uniform ones, or k-means on the first batch. With
+    `model.init_from` it is ignored: the other tokenizer brings its codes."""
     restart_below: float = 0.0
     """A code that is hit less than this many times a step, averaged over steps and counted over all
     devices and scales, is replaced by a random residual vector of the batch; 0 = off."""

@@ -7,6 +7,7 @@ depend on the number of processes or on the batch size.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -77,6 +78,8 @@ def open_metrics(
             f"FID needs statistics of real images: give {flag} FILE.npz with "
             "`mu` and `sigma`, such as ADM's VIRTUAL_imagenet256_labeled.npz"
         )
+    elif not Path(config.reference).is_file():
+        missing.append(f"{flag} {config.reference}: no such file")
     if missing:
         raise UserError("\n        ".join(missing))
     metrics = InceptionMetrics(config.inception or None)

@@ -55,8 +55,11 @@ class OptimConfig(PlainConfig):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        if self.lr <= 0:
-            raise UserError(f"optim.lr must be positive; got {self.lr}")
+        if self.lr <= 0 or getattr(self, "disc_lr", 0) < 0:
+            raise UserError(
+                "optim.lr must be positive and optim.disc_lr not negative; got "
+                f"{self.lr} and {getattr(self, 'disc_lr', 0)}"
+            )
         if self.grad_clip < 0:
             raise UserError(f"optim.grad_clip must not be negative (0 = off); got {self.grad_clip}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -104,6 +107,8 @@ class TokenizerOptimConfig(OptimConfig):
     """Largest gradient norm, of each network by itself; 0 = no clipping."""
     ema_decay: float = 0.9999
     """Averaging of the tokenizer's weights, with warm-up; 0 = none."""
+    disc_lr: float = 0.0
+    """Peak learning rate of the discriminator per 256 images; 0 = that of the tokenizer."""
     disc_weight_decay: float = 0.0005
     """Decoupled weight decay of the discriminator."""
     disc_schedule: Literal["own", "shared"] = "own"
@@ -143,7 +148,8 @@ def build_players(
         group["player"] = "tokenizer"
     if discriminator is not None:
         for group in build_adamw(discriminator, config, config.disc_weight_decay).param_groups:
-            optimizer.add_param_group(group | {"player": "discriminator"})
+            share = config.disc_lr / config.lr if config.disc_lr else 1.0
+            optimizer.add_param_group(group | {"player": "discriminator", "lr_share": share})
     return optimizer
 
 
@@ -172,7 +178,8 @@ def set_schedule(
     for group in optimizer.param_groups:
         if player is not None and group["player"] != player:
             continue
-        group["lr"] = config.lr * batch_size / IMAGES_PER_LR * factor
+        share = group.get("lr_share", 1.0)  # of the other player's rate
+        group["lr"] = config.lr * share * batch_size / IMAGES_PER_LR * factor
         if group["decays"] and config.weight_decay_end >= 0:
             group["weight_decay"] = cosine_between(
                 config.weight_decay, config.weight_decay_end, step, total_steps

@@ -20,6 +20,7 @@ SHARED_FIELDS = (
     "codebook_size",
     "codebook_dim",
     "phi_ratio",
+    "norm_groups",
 )
 PHI = "quantizer.phis."
 
