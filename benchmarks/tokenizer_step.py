@@ -18,7 +18,7 @@ from tokenizer_sizes import SIZES, Size, build_module, random_images
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from varlit.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from varlit.losses.adversarial import discriminator_loss, generator_loss
 from varlit.training.ema import update_average
 from varlit.training.optim import IMAGES_PER_LR, build_adamw
 from varlit.training.tokenizer import TokenizerModule
@@ -134,13 +134,9 @@ class TwoPasses:
             judge.requires_grad_(False)
             adversarial = generator_loss(judge(output.reconstruction), config.disc_loss)
             judge.requires_grad_(True)
-            balance = adaptive_weight(
-                terms.reconstruction,
-                adversarial,
-                network.last_layer,
-                config.adaptive_min,
-                config.adaptive_max,
-            )
+            balance = plain_adaptive_weight(
+                terms.reconstruction, adversarial, network.last_layer
+            ).clamp(config.adaptive_min, config.adaptive_max)
             total = terms.total + config.disc_weight * balance * adversarial
         self._learn(network, self.optimizers[0], total)
         with autocast(enabled=self.is_bf16, cache_enabled=False):
@@ -163,6 +159,13 @@ class TwoPasses:
         clip = self.module.optim_config.grad_clip
         torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()
+
+
+def plain_adaptive_weight(nll: Tensor, gan: Tensor, layer: torch.nn.Parameter) -> Tensor:
+    """VQGAN's weight the way public trainers take it: back through LPIPS and the judge twice."""
+    (nll_grad,) = torch.autograd.grad(nll, layer, retain_graph=True)
+    (gan_grad,) = torch.autograd.grad(gan, layer, retain_graph=True)
+    return (nll_grad.float().norm() / (gan_grad.float().norm() + 1e-6)).detach()
 
 
 def build_rivals(

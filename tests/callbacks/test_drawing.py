@@ -23,7 +23,9 @@ def test_pictures_come_at_powers_of_two_up_to_the_cadence_and_then_at_the_cadenc
 def test_a_step_that_batches_share_is_drawn_once_and_zero_is_off():
     cadence = Cadence(2)
     assert [cadence.is_due(s) for s in (2, 2, 3, 4, 4)] == [True, False, False, True, False]
-    assert not any(Cadence(0).is_due(s) for s in range(10))
+    assert not any(Cadence(0).is_due(s, is_last=True) for s in range(10))
+    assert cadence.is_due(5, is_last=True)
+    assert not cadence.is_due(5, is_last=True), "a last step that was drawn already"
 
 
 def test_drawing_gives_back_training_flags_gradients_and_random_stream(make_module):
@@ -62,11 +64,11 @@ def test_reconstructions_are_drawn_in_eval_mode_as_png_and_in_tensorboard(
     make_trainer(Reconstructions(4, num_images=3), limit_val_batches=0).fit(module, digits)
     assert set(module.network.modes) == {(False, False)}
     for tag in ("reconstructions", "pyramid", "token_maps"):
-        assert steps_of(run / "pictures" / tag) == [0, 1, 2, 4]
+        assert steps_of(run / "pictures" / tag) == [0, 1, 2, 4, 5]
         assert (run / "pictures" / tag / "step-0000004.png").exists()
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
     assert "pictures/reconstructions" in events.Tags()["images"]
-    assert [e.step for e in events.Images("pictures/pyramid")] == [0, 1, 2, 4]
+    assert [e.step for e in events.Images("pictures/pyramid")] == [0, 1, 2, 4, 5]
 
 
 def test_the_fixed_images_are_spread_over_the_validation_set(make_module, make_trainer, digits):
@@ -93,9 +95,9 @@ def test_samples_ask_for_the_same_classes_and_seed_every_time(
     module = make_module()
     samples = Samples(4, classes=[3, 7], columns=2, cfg_scale=2.0, seed=5)
     make_trainer(samples, limit_val_batches=0).fit(module, digits)
-    assert module.asked == [([3, 3, 7, 7], 5, 2.0, False)] * 4
-    assert steps_of(run / "pictures" / "samples") == [0, 1, 2, 4]
-    assert steps_of(run / "pictures" / "growing") == [0, 1, 2, 4]
+    assert module.asked == [([3, 3, 7, 7], 5, 2.0, False)] * 5
+    assert steps_of(run / "pictures" / "samples") == [0, 1, 2, 4, 5]
+    assert steps_of(run / "pictures" / "growing") == [0, 1, 2, 4, 5]
 
 
 def test_a_class_that_the_model_lacks_is_refused_before_training(make_module, make_trainer, digits):

@@ -81,8 +81,9 @@ def weigh(reconstruction_scale: float, adversarial_scale: float, **bounds: float
     out = torch.randn(2, 4) @ layer
     bounds = {"minimum": 0.0, "maximum": 1e4} | bounds
     nll, gan = reconstruction_scale * out.square().mean(), adversarial_scale * -out.mean()
-    weight = adaptive_weight(nll, gan, layer, **bounds)
-    (nll + gan).backward()  # the graphs are still there
+    pulls = [torch.autograd.grad(loss, out)[0] for loss in (nll, gan)]
+    weight = adaptive_weight(out, *pulls, layer, **bounds)
+    out.sum().backward()  # the graph is still there
     return weight
 
 
@@ -110,8 +111,10 @@ lecam.update(torch.tensor([float(rank)]), torch.tensor([10.0 * rank]))
 means = (lecam.mean_real / lecam.gathered, lecam.mean_fake / lecam.gathered)
 torch.testing.assert_close(torch.stack(means), torch.tensor([0.5, 5.0]))
 layer = nn.Parameter(torch.ones(1))
-weight = adaptive_weight((1 + 2 * rank) * layer.sum(), layer.sum(), layer, 0.0, 100.0)
-torch.testing.assert_close(weight, torch.tensor(2.0), atol=1e-4, rtol=0)
+pulls = torch.tensor([1.0 + 2 * rank]), torch.tensor([1.0 + 4 * rank])
+weight = adaptive_weight(layer * 1, *pulls, layer, 0.0, 100.0)
+# Of the whole batch: (1 + 3) / (1 + 5). The mean of both ratios would be 4 / 5.
+torch.testing.assert_close(weight, torch.tensor(4 / 6), atol=1e-4, rtol=0)
 distributed.destroy_process_group()
 """
 

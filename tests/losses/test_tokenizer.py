@@ -92,22 +92,20 @@ def test_the_adversary_starts_late_and_warms_up_linearly():
 def test_balance_is_1_where_it_is_switched_off():
     loss = TokenizerLoss(pixel_config(disc_weight=0.4, adaptive_weight=False))
     layer = torch.nn.Parameter(torch.ones(2))
-    assert loss.balance(layer.sum() * 7, layer.sum(), layer).item() == 1
+    drawn, ones = layer * 1, torch.ones(2)
+    assert loss.balance(drawn, 7 * ones, ones, layer).item() == 1
     adaptive = TokenizerLoss(pixel_config(disc_weight=0.4))
-    balance = adaptive.balance(layer.sum() * 7, layer.sum(), layer)
+    balance = adaptive.balance(drawn, 7 * ones, ones, layer)
     assert balance.item() == pytest.approx(7, rel=1e-4)
 
 
-def test_lecam_is_added_from_the_second_step_and_rests_in_eval_mode():
-    config = pixel_config(disc_weight=0.4, lecam_weight=0.5)
-    loss = TokenizerLoss(config)
+def test_lecam_is_added_from_the_second_step_on():
+    loss = TokenizerLoss(pixel_config(disc_weight=0.4, lecam_weight=0.5))
     real, fake = torch.tensor([2.0]), torch.tensor([-2.0])
     assert loss.discriminator_term(real, fake).item() == 0  # hinge is satisfied, no average yet
+    loss.lecam.update(real, fake)
     expected = 0.5 * (4.0**2 + 4.0**2)
-    assert loss.eval().discriminator_term(real, fake).item() == pytest.approx(expected)
-    gathered = loss.lecam.gathered.clone()
-    loss.discriminator_term(real * 0, fake * 0)
-    assert torch.equal(loss.lecam.gathered, gathered)
+    assert loss.discriminator_term(real, fake).item() == pytest.approx(expected)
 
 
 def test_the_form_of_the_game_is_the_config_s():

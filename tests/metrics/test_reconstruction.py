@@ -45,6 +45,14 @@ def test_ssim_is_1_for_equal_images_and_falls_with_noise():
     assert (steps[1] > steps[2]).all()
 
 
+def test_ssim_does_not_cancel_under_autocast():
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    others = (images + torch.randn_like(images) / 10).clamp(-1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ssim(images, others)
+    assert torch.equal(found, ssim(images, others))
+
+
 def test_ssim_of_flat_images_follows_the_luminance_term():
     a, b = torch.full((1, 3, 16, 16), -0.2), torch.full((1, 3, 16, 16), 0.6)
     x, y = (to_uint8(flat).float().mean().item() / 255 for flat in (a, b))

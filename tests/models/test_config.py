@@ -38,8 +38,8 @@ def test_an_unknown_field_is_named_with_the_nearest_one():
 @pytest.mark.parametrize(
     ("fields", "remedy"),
     [
-        ({"channels": 40}, "multiple of 32.*Try 32"),
-        ({"channels": 0}, "multiple of 32.*Try 32"),
+        ({"channels": 40}, "multiple of norm_groups 32.*Try 32"),
+        ({"channels": 0}, "multiple of norm_groups 32.*Try 32"),
         ({"codebook_size": 1}, "at least 2 codes"),
         ({"codebook_dim": 0}, "dimension 1"),
         ({"scales": (2, 1)}, r"grow.*\[1,2,3,4\]"),

@@ -28,8 +28,7 @@ STAGE_1 = [
     *("--model.tokenizer.channel_multipliers", "[1,1,1,1]"),
     *("--model.loss.disc_weight", "0.4", "--model.loss.disc_start", "0.5"),
     *("--model.loss.disc_warmup", "0", "--model.discriminator.channels", "32"),
-    # The adaptive weight is a mean of ratios over processes, so not the ratio of one process.
-    *("--model.loss.adaptive_weight", "false", "--model.optim.lr", "1e-2"),
+    *("--model.optim.lr", "1e-2"),
     # Codes are replaced by all processes and parts together.
     *("--model.codebook.restart_below", "0.2"),
 ]

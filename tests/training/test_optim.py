@@ -12,7 +12,9 @@ from varlit.training.optim import (
     OptimConfig,
     TokenizerOptimConfig,
     build_adamw,
+    build_players,
     gradient_norm,
+    schedule_players,
     set_schedule,
 )
 
@@ -141,6 +143,21 @@ def test_a_decay_of_its_own_stays_what_it_is():
     for step in (0, 50, 99):
         found = [g["weight_decay"] for g in scheduled(config, step, weight_decay=5e-4)]
         assert found == [5e-4, 0.0], "the discriminator's"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.07, 0.2, 0.28, 0.55, 0.6])
+@pytest.mark.parametrize("total", [7, 100, 999])
+def test_the_discriminators_own_schedule_starts_with_its_first_step(share, total):
+    config = TokenizerOptimConfig(warmup=0.1, disc_lr=2e-4)
+    optimizer = build_players(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), config)
+    played = [step for step in range(total) if step / total >= share]
+    rates = []
+    for step in played:
+        schedule_players(optimizer, config, step, total, 256, share, plays=True)
+        rates.append(optimizer.param_groups[-1]["lr"])
+    assert rates[0] == pytest.approx(2e-4 * config.warmup_start, rel=1e-6) or len(rates) < 10
+    assert min(rates) > 0
+    assert max(rates) <= 2e-4 * (1 + 1e-9)
 
 
 def test_the_gradient_norm_is_that_of_all_gradients_together():

@@ -83,6 +83,22 @@ def test_the_transformer_goes_on_to_the_bit(
     assert_same(resumed, whole)
 
 
+def test_todays_settings_win_over_those_in_the_checkpoint(
+    make_tokenizer_module, make_trainer, save_at, tmp_path
+):
+    data = DigitsDataModule(batch_size=4, image_size=16)
+    path = tmp_path / "a.ckpt"
+    make_trainer(save_at(1, path), max_steps=1).fit(make_tokenizer_module(**GAN), data)
+    changed = {"betas": (0.8, 0.97), "disc_lr": 3e-5, "disc_weight_decay": 0.25}
+    module, trainer = make_tokenizer_module(optim=changed, **GAN), make_trainer(max_steps=2)
+    trainer.fit(module, data, ckpt_path=path, weights_only=True)
+    groups = trainer.optimizers[0].param_groups
+    assert all(tuple(group["betas"]) == (0.8, 0.97) for group in groups)
+    judge = [group for group in groups if group["player"] == "discriminator"]
+    assert judge[0]["weight_decay"] == 0.25
+    assert judge[0]["lr_share"] == pytest.approx(3e-5 / module.optim_config.lr)
+
+
 def test_a_checkpoint_is_plain_data(
     make_tokenizer_module, make_var_module, make_trainer, digits, tokens, tmp_path, assert_same
 ):

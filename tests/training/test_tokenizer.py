@@ -89,9 +89,11 @@ def test_the_fused_pass_gives_each_player_the_gradient_of_its_own_loss(
     terms = module.loss.reconstruction_terms(output, images)
     place = (module.network.last_layer, 1.0, 0)
     game = play(module.loss, module.discriminator, output, images, terms, *place)
-    (terms.total + game.loss).backward()
+    game.objective.backward()
     found = gradients(module)
     module.zero_grad(set_to_none=True)
+    adversarial, judged = game.scalars["loss/adversarial"], game.scalars["gan/disc_loss"]
+    torch.testing.assert_close(game.value, (terms.total + 0.5 * adversarial + judged).detach())
     # As two separate steps: first the generator with the discriminator held, then the reverse.
     output = module.network(images)
     terms = module.loss.reconstruction_terms(output, images)

@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Cadence:
-    """When to draw: at steps 0, 1, 2, 4, 8, ... while they are below `every_n_steps`, then every.
+    """When to draw: at steps 0, 1, 2, 4, 8, ... below `every_n_steps`, then every, and the last.
 
     The early pictures are the habit of taming-transformers: a mistake shows within a minute.
     """
@@ -29,10 +29,10 @@ class Cadence:
         self.every_n_steps = every_n_steps
         self._drawn_step = -1
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, is_last: bool = False) -> bool:
         """Whether to draw now; says yes once a step, however many batches share it."""
         early = step < self.every_n_steps and step & (step - 1) == 0
-        due = self.every_n_steps > 0 and (early or step % self.every_n_steps == 0)
+        due = self.every_n_steps > 0 and (is_last or early or step % self.every_n_steps == 0)
         if not due or step == self._drawn_step:
             return False
         self._drawn_step = step

@@ -51,6 +51,10 @@ class Reconstructions(Callback):
         """Draw when it is time."""
         self._draw_if_due(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw how it ended."""
+        self._draw_if_due(trainer, pl_module, is_last=True)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the worst of a validation while training."""
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
@@ -70,8 +74,10 @@ class Reconstructions(Callback):
         )
         publish(trainer, "worst", picture)
 
-    def _draw_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not self._cadence.is_due(trainer.global_step):
+    def _draw_if_due(
+        self, trainer: Trainer, pl_module: LightningModule, is_last: bool = False
+    ) -> None:
+        if not trainer.is_global_zero or not self._cadence.is_due(trainer.global_step, is_last):
             return
         averaged = pl_module.averaged
         assert isinstance(averaged, torch.nn.Module)

@@ -67,8 +67,14 @@ class Samples(Callback):
         """Draw when it is time."""
         self._draw_if_due(trainer, pl_module)
 
-    def _draw_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not self._cadence.is_due(trainer.global_step):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw how it ended."""
+        self._draw_if_due(trainer, pl_module, is_last=True)
+
+    def _draw_if_due(
+        self, trainer: Trainer, pl_module: LightningModule, is_last: bool = False
+    ) -> None:
+        if not trainer.is_global_zero or not self._cadence.is_due(trainer.global_step, is_last):
             return
         # The module, not the averaged network alone: `draw` may use any part of it.
         with undisturbed(pl_module) as module:

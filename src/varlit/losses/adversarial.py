@@ -81,24 +81,36 @@ class LeCam(nn.Module):
 
 
 def adaptive_weight(
-    reconstruction_loss: Tensor,
-    adversarial_loss: Tensor,
+    reconstruction: Tensor,
+    nll_grad: Tensor,
+    gan_grad: Tensor,
     last_layer: nn.Parameter,
     minimum: float,
     maximum: float,
 ) -> Tensor:
     """Ratio of both losses' gradient norms at the decoder's last layer.
 
-    VQGAN (Esser et al. 2021), equation 7, with the clamp of vaex. Averaged over processes, so
-    that all of them minimise the same objective. The graphs are kept for the backward pass.
+    VQGAN (Esser et al. 2021), equation 7, with the clamp of vaex. The gradients are averaged over
+    processes before their norms are taken, so it is the weight of the whole batch on any number
+    of them.
+
+    Args:
+        reconstruction: What the decoder gave (B, 3, H, W); its graph is kept.
+        nll_grad: Gradient of the reconstruction loss with respect to it.
+        gan_grad: The same of the adversarial loss.
+        last_layer: `VQVAE.last_layer`.
+        minimum: Lower bound.
+        maximum: Upper bound.
 
     Returns:
         Detached fp32 scalar in [minimum, maximum].
     """
-    (nll_grad,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (gan_grad,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    ratio = nll_grad.float().norm() / (gan_grad.float().norm() + 1e-6)
-    return mean_over_ranks(ratio.clamp(minimum, maximum).detach())
+    gradients = [
+        torch.autograd.grad(reconstruction, last_layer, grad_outputs=grad, retain_graph=True)[0]
+        for grad in (nll_grad, gan_grad)
+    ]
+    nll, gan = mean_over_ranks(torch.stack(gradients).float()).flatten(1).norm(dim=1)
+    return (nll / (gan + 1e-6)).clamp(minimum, maximum).detach()
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

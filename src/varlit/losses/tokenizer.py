@@ -32,14 +32,19 @@ Judge = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, ...)
 class ReconstructionTerms:
     """The non-adversarial terms of a batch, all scalars in fp32, unweighted but for two sums."""
 
-    total: Tensor  # weighted sum of everything below
     reconstruction: Tensor  # weighted l1, l2 and perceptual: what the adversary is balanced against
+    codes: Tensor  # weighted codebook, commitment and entropy
     l1: Tensor
     l2: Tensor
     perceptual: Tensor  # 0 where it is off
     codebook: Tensor
     commitment: Tensor
     entropy: Tensor  # 0 where it is off
+
+    @property
+    def total(self) -> Tensor:
+        """The whole objective without an adversary."""
+        return self.reconstruction + self.codes
 
 
 class TokenizerLoss(nn.Module):
@@ -82,14 +87,13 @@ class TokenizerLoss(nn.Module):
             commitment = self._over_scales(output.commitment_loss)
             entropy = output.entropy_loss if config.entropy_weight else None
             entropy = l2.new_zeros(()) if entropy is None else entropy.float()
-            total = (
-                reconstruction
-                + config.codebook_weight * codebook
+            codes = (
+                config.codebook_weight * codebook
                 + config.commitment_weight * commitment
                 + config.entropy_weight * entropy
             )
         terms = (l1, l2, perceptual, codebook, commitment, entropy)
-        return ReconstructionTerms(total, reconstruction, *terms)
+        return ReconstructionTerms(reconstruction, codes, *terms)
 
     @property
     def entropy_temperature(self) -> float | None:
@@ -135,44 +139,42 @@ class TokenizerLoss(nn.Module):
         return generator_loss(logits_fake, self.config.disc_loss)
 
     def balance(
-        self, reconstruction: Tensor, generator: Tensor, last_layer: nn.Parameter
+        self,
+        reconstruction: Tensor,
+        nll_grad: Tensor,
+        gan_grad: Tensor,
+        last_layer: nn.Parameter,
     ) -> Tensor:
         """The adaptive weight, or 1 where it is switched off. Detached scalar.
 
         Args:
-            reconstruction: `ReconstructionTerms.reconstruction`, with its graph.
-            generator: `generator_term(...)`, with its graph.
+            reconstruction: What the decoder gave (B, 3, H, W), with its graph.
+            nll_grad: Gradient of `ReconstructionTerms.reconstruction` with respect to it.
+            gan_grad: The same of `generator_term(...)`.
             last_layer: `VQVAE.last_layer`.
         """
         config = self.config
         if not config.adaptive_weight:
-            return generator.new_ones(())
-        return adaptive_weight(
-            reconstruction, generator, last_layer, config.adaptive_min, config.adaptive_max
-        )
+            return last_layer.new_ones((), dtype=torch.float32)
+        bounds = (config.adaptive_min, config.adaptive_max)
+        return adaptive_weight(reconstruction, nll_grad, gan_grad, last_layer, *bounds)
 
     def generator_weight(self, progress: float, balance: Tensor) -> Tensor:
         """What `generator_term` is multiplied by: disc_weight * warm-up * balance."""
         return self.config.disc_weight * self.disc_strength(progress) * balance
 
-    def discriminator_term(
-        self, logits_real: Tensor, logits_fake: Tensor, track: bool = True
-    ) -> Tensor:
-        """Loss of the discriminator with LeCam, whose averages move in train mode only.
+    def discriminator_term(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+        """Loss of the discriminator with LeCam, whose averages the module moves once a step.
 
         Args:
             logits_real: Logits of images, any shape.
             logits_fake: Logits of *detached* reconstructions.
-            track: Whether to move LeCam's averages; a step in several parts moves them once.
         """
         loss = discriminator_loss(logits_real, logits_fake, self.config.disc_loss)
         if self.lecam is None:
             return loss
         # Penalise against the steps before: this step's own mean would be no anchor.
-        loss = loss + self.config.lecam_weight * self.lecam.penalty(logits_real, logits_fake)
-        if self.training and track:
-            self.lecam.update(logits_real, logits_fake)
-        return loss
+        return loss + self.config.lecam_weight * self.lecam.penalty(logits_real, logits_fake)
 
     def disc_penalties(
         self, judge: Judge, pair: Tensor, logits: Tensor, progress: float, step: int

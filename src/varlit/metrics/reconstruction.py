@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
+from varlit.ops.quantize import strict_fp32
 
 # Equal images have an infinite PSNR, which no mean over a set survives.
 MAXIMUM_PSNR_DB = 100.0
@@ -55,9 +56,11 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
             f"SSIM looks through a window of {SSIM_WINDOW_PX} px; got images of {side} px. "
             "Resize them to at least that"
         )
-    similarity = structural_similarity_index_measure(
-        _rounded(images), _rounded(others), data_range=1.0, reduction="none"
-    )
+    # Under autocast E[x^2] - E[x]^2 would cancel in bf16.
+    with strict_fp32(images.device):
+        similarity = structural_similarity_index_measure(
+            _rounded(images), _rounded(others), data_range=1.0, reduction="none"
+        )
     assert isinstance(similarity, Tensor)
     return similarity
 

@@ -168,4 +168,6 @@ class VQVAE(nn.Module):
             )
 
     def _decode(self, f_hat: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(f_hat))
+        with torch.autocast(f_hat.device.type, enabled=False):
+            h = self.post_quant_conv(f_hat.float())
+        return self.decoder(h)

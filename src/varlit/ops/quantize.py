@@ -60,6 +60,7 @@ class _TF32Switch:
 
 
 _TF32 = _TF32Switch()
+forbid_tf32, allow_tf32_again = _TF32.forbid, _TF32.allow_again
 
 
 def nearest_code(z: Tensor, codebook: Tensor, search: str = "euclidean") -> Tensor:

@@ -24,13 +24,13 @@ from varlit.training.global_batch import (
     own_rows,
     rank_and_size,
 )
+from varlit.training.stage import SEED_STRIDE
 
 # The first round clusters the latent maps, for which the codes at hand are as good as none; the
 # second what those clusters leave over at each scale. Further rounds change little.
 KMEANS_ROUNDS = 2
 # A new code has twice the hits that it must keep: ln 2 / (1 - ema_decay) steps to find its own.
 GRACE = 2.0
-SEED_STRIDE = 1_000_003
 DRAWS = ("kmeans", "restart", "dropout")
 
 

@@ -1,5 +1,6 @@
 """Optimizers of both stages: typed settings, parameter groups, schedules set step by step."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -184,6 +185,34 @@ def set_schedule(
             group["weight_decay"] = cosine_between(
                 config.weight_decay, config.weight_decay_end, step, total_steps
             )
+
+
+def schedule_players(
+    optimizer: Optimizer,
+    config: TokenizerOptimConfig,
+    step: int,
+    total_steps: int,
+    batch_size: int,
+    disc_start: float,
+    plays: bool,
+) -> None:
+    """Write the rates of both players of stage 1.
+
+    Args:
+        optimizer: From `build_players`.
+        config: Whose `disc_schedule` is read.
+        step: Optimizer steps done.
+        total_steps: Of the whole training.
+        batch_size: Images per step over all devices.
+        disc_start: Share of training at which the discriminator joins in.
+        plays: Whether it does in this step.
+    """
+    set_schedule(optimizer, config, step, total_steps, batch_size)
+    if plays and config.disc_schedule == "own":
+        start = math.ceil(disc_start * total_steps)
+        # `plays` asks a share and this a step: rounding may set them one apart.
+        own = max(step - start, 0), max(total_steps - start, 1), batch_size
+        set_schedule(optimizer, config, *own, player="discriminator")
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:

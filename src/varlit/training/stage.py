@@ -68,11 +68,17 @@ class StageModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Let DDP exchange the gradients of every part where its graph is static.
+        """Let today's settings win, and DDP exchange every part where its graph is static.
 
-        torch's `no_sync` in the first pass of a static graph ends in an internal assertion. The
-        gradients are the same, a mean of means.
+        torch takes betas and weight decay from a checkpoint along with the state. And its `no_sync`
+        in the first pass of a static graph ends in an internal assertion; the gradients are the
+        same without, a mean of means.
         """
+        fresh = self.configure_optimizers()
+        assert isinstance(fresh, torch.optim.Optimizer)
+        groups = self.trainer.optimizers[0].param_groups
+        for group, new in zip(groups, fresh.param_groups, strict=True):
+            group.update({name: value for name, value in new.items() if name != "params"})
         strategy = self.trainer.strategy
         if isinstance(strategy.model, DistributedDataParallel) and strategy.model.static_graph:
             strategy.block_backward_sync = nullcontext  # type: ignore[attr-defined]

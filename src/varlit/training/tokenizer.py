@@ -1,6 +1,5 @@
 """Stage 1 as a LightningModule: one fused step for the tokenizer and its discriminator."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from varlit.models.config import TokenizerConfig
 from varlit.models.discriminator import DiscriminatorConfig, build_discriminator
 from varlit.models.files import save_tokenizer
 from varlit.models.vqvae import VQVAE, TokenizerOutput
+from varlit.ops.quantize import allow_tf32_again, forbid_tf32
 from varlit.training.codebook import CodebookConfig, CodebookKeeper
 from varlit.training.ema import averaged_copy, update_average
-from varlit.training.optim import TokenizerOptimConfig, build_players, set_schedule
+from varlit.training.optim import TokenizerOptimConfig, build_players, schedule_players
 from varlit.training.stage import StageModule
 from varlit.training.tokenizer_game import StepSums, play, reconstruction_scalars
 from varlit.training.tokenizer_measures import TokenizerMeasures, TokenizerMeasuresConfig
@@ -114,7 +114,7 @@ class TokenizerModule(StageModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW, with groups for the tokenizer and for the discriminator."""
-        judge = self.discriminator if self.has_gan else None
+        judge = getattr(self, "discriminator", None)
         return build_players(self.network, judge, self.optim_config)
 
     def setup(self, stage: str) -> None:
@@ -140,6 +140,11 @@ class TokenizerModule(StageModule):
         """
         self._take_over()
         self._open_validation()
+        forbid_tf32()  # what is not bf16 means fp32, in the backward pass too
+
+    def on_fit_end(self) -> None:
+        """Give TF32 back."""
+        allow_tf32_again()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One fused pass: both networks learn from one reconstruction and one backward pass.
@@ -152,18 +157,19 @@ class TokenizerModule(StageModule):
         self._set_schedules()
         output = self._reconstruct(images, batch_idx)
         terms = self.loss.reconstruction_terms(output, images)
-        total, scalars = terms.total, reconstruction_scalars(terms)
+        objective = total = terms.total
+        scalars = reconstruction_scalars(terms)
         if self.plays:
             place = (self.network.last_layer, self.progress, self.global_step)
             game = play(self.loss, self.discriminator, output, images, terms, *place)
-            total, scalars = total + game.loss, scalars | game.scalars
+            objective, total, scalars = game.objective, game.value, scalars | game.scalars
         elif self.has_gan:
             # Plain DDP expects every parameter in the graph; a zero is cheaper than a pass.
-            total = total + sum(p.sum() for p in self.discriminator.parameters()) * 0.0
+            objective = total + sum(p.sum() for p in self.discriminator.parameters()) * 0.0
         self._step_sums.add({"loss/total": total, **scalars}, output.tokens, output.searched)
         if self.is_log_step and self.ends_step(batch_idx):
             self._log_scalars()
-        return total
+        return objective
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each network by itself; a resting discriminator has no gradient at all.
@@ -264,14 +270,10 @@ class TokenizerModule(StageModule):
         return self.network(images, num_scales, temperature)
 
     def _set_schedules(self) -> None:
-        optimizer, config = self.optimizers(), self.optim_config
+        optimizer, start = self.optimizers(), self.loss.config.disc_start
         assert isinstance(optimizer, torch.optim.Optimizer)
-        total, batch = self.total_steps, self.global_batch_size
-        set_schedule(optimizer, config, self.global_step, total, batch)
-        if self.plays and config.disc_schedule == "own":
-            start = math.ceil(self.loss.config.disc_start * total)
-            args = (self.global_step - start, total - start, batch)
-            set_schedule(optimizer, config, *args, player="discriminator")
+        place = self.global_step, self.total_steps, self.global_batch_size
+        schedule_players(optimizer, self.optim_config, *place, start, self.plays)
 
     def _log_scalars(self) -> None:
         """Log the means over the parts of this step."""

@@ -14,9 +14,10 @@ from varlit.models.vqvae import TokenizerOutput
 
 @dataclass(frozen=True)
 class GamePass:
-    """What the game adds to the objective, and what to log of it."""
+    """The objective of both players, ready for one backward pass, and what to log of it."""
 
-    loss: Tensor  # both players' losses, weighted
+    objective: Tensor  # its gradients are those of everything; its value means nothing
+    value: Tensor  # all weighted terms, detached
     scalars: dict[str, Tensor]
 
 
@@ -30,10 +31,12 @@ def play(
     progress: float,
     step: int,
 ) -> GamePass:
-    """Both players' losses from one reconstruction, for one backward pass.
+    """All losses of a step from one reconstruction, for one backward pass.
 
     The generator's goes through the discriminator with detached weights, the discriminator's
-    through a detached reconstruction: each learns from its own loss alone.
+    through a detached reconstruction: each learns from its own loss alone. What pulls at the
+    reconstruction is computed once, weighed, and handed to the decoder: the adaptive weight costs
+    no second pass through LPIPS and the discriminator, whose activations are free by then.
 
     Args:
         loss: The objective.
@@ -46,16 +49,20 @@ def play(
         step: Optimizer steps done.
     """
     frozen = {k: v.detach() for k, v in discriminator.named_parameters()}
-    shown = loss.disc_view(output.reconstruction, progress)
+    drawn = output.reconstruction
+    shown = loss.disc_view(drawn, progress)
     generator = loss.generator_term(functional_call(discriminator, frozen, (shown,)))
-    balance = loss.balance(terms.reconstruction, generator, last_layer)
+    (nll_pull,) = torch.autograd.grad(terms.reconstruction, drawn)
+    (gan_pull,) = torch.autograd.grad(generator, drawn)
+    balance = loss.balance(drawn, nll_pull, gan_pull, last_layer)
     weight = loss.generator_weight(progress, balance)
-    pair = torch.cat((images, output.reconstruction.detach().to(images.dtype)))
+    pull = nll_pull.float() + weight * gan_pull.float()
+    pair = torch.cat((images, drawn.detach().to(images.dtype)))
     logits = discriminator(loss.disc_view(pair, progress)).float()
     real, fake = logits.chunk(2)
-    # LeCam's averages move once a step, by all its parts; the module sees to it.
-    judged = loss.discriminator_term(real, fake, track=False)
+    judged = loss.discriminator_term(real, fake)
     penalties = loss.disc_penalties(discriminator, pair, logits, progress, step)
+    judged_in_all = judged + sum(penalties.values())
     scalars = {
         "loss/adversarial": generator,
         "gan/disc_loss": judged,
@@ -65,8 +72,11 @@ def play(
         "gan/logits_fake": fake.mean(),
         **{f"gan/{name}": value for name, value in penalties.items()},
     }
-    total = weight * generator + judged + sum(penalties.values())
-    return GamePass(total, scalars)
+    return GamePass(
+        objective=(drawn.float() * pull).sum() + terms.codes + judged_in_all,
+        value=(terms.total + weight * generator + judged_in_all).detach(),
+        scalars=scalars,
+    )
 
 
 def reconstruction_scalars(terms: ReconstructionTerms) -> dict[str, Tensor]:
