@@ -20,6 +20,14 @@ NUM_STEPS = STEPS_PER_EPOCH * stand_in["NUM_EPOCHS"]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A shell starts background jobs deaf to Ctrl-C; the tests are about a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class SignalAt(Callback):
     """Sends this process a signal from inside of a step or of a validation batch."""
 

@@ -102,9 +102,12 @@ def test_the_tokenizer_learns_the_same_on_two_processes_at_once_or_in_parts(
     one = fit(run_alone, STAGE_1, "one", cache)
     assert [line["step"] for line in one[1]] == list(range(1, STEPS + 1))
     assert ["gan/disc_loss" in line for line in one[1]] == [False, False, True, True]
-    ways = {"ddp": DDP, "parts": [*DDP, *IN_PARTS], "static-parts": [*STATIC, *IN_PARTS]}
-    for name, way in ways.items():
-        assert_alike(fit(run_two, [*STAGE_1, *way], name, cache), one)
+    assert_alike(fit(run_two, [*STAGE_1, *DDP], "two", cache), one)
+    # The adaptive weight is that of all processes, but of each part by itself.
+    words = [*STAGE_1, "--model.loss.adaptive_weight", "false"]
+    one = fit(run_alone, words, "one-fixed", cache)
+    for name, way in {"parts": DDP, "static-parts": STATIC}.items():
+        assert_alike(fit(run_two, [*words, *way, *IN_PARTS], name, cache), one)
 
 
 def test_the_transformer_learns_the_same_on_two_processes(tmp_path, monkeypatch, cache):

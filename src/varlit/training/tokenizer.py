@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from varlit.errors import UserError
 from varlit.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
 from varlit.metrics.codebook import CodebookUsage
 from varlit.models.config import TokenizerConfig
@@ -231,11 +230,7 @@ class TokenizerModule(StageModule):
 
     def on_test_start(self) -> None:
         """Open Inception for rFID where its weights are at hand, else say what is missing."""
-        try:
-            self.measures.use_rfid(self.open_together(self.measures.open_metrics))
-        except UserError as error:
-            self.measures.use_rfid(None)
-            rank_zero_info(f"rFID is not measured: {error}")
+        self.measures.open_rfid(self.open_together)
         self.measures.begin()
 
     def on_test_epoch_end(self) -> None:
@@ -296,5 +291,5 @@ class TokenizerModule(StageModule):
         self.log_dict(named, sync_dist=True, batch_size=len(images))
 
     def _open_validation(self) -> None:
-        if self.measures.config.validate_rfid and self.measures.rfid is None:
-            self.measures.use_rfid(self.open_together(self.measures.open_metrics))
+        if self.measures.config.validate_rfid and not self.measures.was_asked_for_rfid:
+            self.measures.open_rfid(self.open_together)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from varlit.errors import UserError
@@ -17,6 +18,7 @@ from varlit.models.vqvae import VQVAE
 from varlit.ops.scales import Scales
 
 NUM_WORST = 8
+Opener = Callable[[Callable[[], InceptionMetrics]], InceptionMetrics]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class TokenizerMeasuresConfig(PlainConfig):
     """What is measured besides PSNR, SSIM, L1 and code usage."""
 
     validate_rfid: bool = False
-    """Measure rFID at every validation; `test` does wherever Inception's weights are at hand."""
+    """Measure rFID at every validation too, and keep the best; `test` always does. Where
+    Inception's weights are not to be had, a line says so and the rest goes on."""
     inception: str = ""
     """File with Inception's weights; default $VARLIT_INCEPTION, the hub cache, a download."""
     scale_batches: int = 4
@@ -78,6 +81,7 @@ class TokenizerMeasures:
         # A hook for tests, which have no Inception.
         self.open_metrics: Callable[[], InceptionMetrics] = self._open_inception
         self.rfid: InceptionMetrics | None = None
+        self.was_asked_for_rfid = False
         self.worst: WorstImages | None = None
         self._has_reference = False
 
@@ -95,6 +99,19 @@ class TokenizerMeasures:
         self.usage = CodebookUsage(self.scales, self.usage.codebook_size)
         if self.rfid is not None:
             self.rfid.reset()
+
+    def open_rfid(self, together: Opener) -> None:
+        """Open Inception on all processes, or say what is missing and go on without.
+
+        Args:
+            together: `StageModule.open_together`.
+        """
+        self.was_asked_for_rfid = True
+        try:
+            self.use_rfid(together(self.open_metrics))
+        except UserError as error:
+            self.use_rfid(None)
+            rank_zero_info(f"rFID is not measured: {error}")
 
     def use_rfid(self, rfid: InceptionMetrics | None) -> None:
         """Measure rFID by this from now on, or not at all."""
