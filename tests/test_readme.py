@@ -185,14 +185,9 @@ def pretend_run(stage: str, verb: str, words: list[str]) -> None:
     (folder / "fit.yaml").write_text(run(stage, "fit", "-c", "digits", "--print_config"))
 
 
-def by_speed(blocks: list[Block]) -> list:
-    """Parameters of a test: what the docs add to the README is checked by `make test` alone."""
-    marks = {True: (), False: (pytest.mark.slow,)}
-    return [pytest.param(b, id=b.name, marks=marks[b.page == README]) for b in blocks]
-
-
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the official code builds no model")  # as small as ours
-@pytest.mark.parametrize("block", by_speed([b for b in BASH if b.is_run]))
+@pytest.mark.parametrize("block", [pytest.param(b, id=b.name) for b in BASH if b.is_run])
 def test_every_command_can_be_typed(block: Block, toy: Path) -> None:
     for words in varlit_commands(block):
         check(words)
