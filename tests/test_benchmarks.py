@@ -57,6 +57,7 @@ def rows_of(markdown):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
+@pytest.mark.slow
 def test_the_step_prints_its_rows_and_files_them(capsys, tmp_path):
     words = [*QUICK, "--no_memory", "--out", str(tmp_path)]
     assert tokenizer_step.main(words) == 0
