@@ -8,7 +8,6 @@ import torch
 from varlit.checkpoints.official_names import official_tokenizer_name, official_var_name
 from varlit.checkpoints.official_shapes import (
     HIT_STATISTIC,
-    OFFICIAL_SCALES,
     kind_of,
     recognise_tokenizer,
     recognise_var,
@@ -17,7 +16,7 @@ from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
-from varlit.ops.scales import Scales
+from varlit.ops.scales import OFFICIAL_SCALES, Scales
 
 OFFICIAL = {
     "d16": (VARConfig(depth=16), 256, 310_283_520),

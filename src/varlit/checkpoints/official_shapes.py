@@ -16,16 +16,11 @@ from torch import Tensor
 
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
-from varlit.ops.scales import Scales
+from varlit.ops.scales import OFFICIAL_SCALES, Scales
 
 Weights = Mapping[str, Tensor]
 Search = Literal["euclidean", "cosine"]
 
-OFFICIAL_SCALES = {
-    256: TokenizerConfig.scales,
-    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
-}
 HIT_STATISTIC = "quantize.ema_vocab_hit_SV"
 PHI = "quantize.quant_resi."
 HEAD_DIM = 64  # of every official VAR

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from varlit.errors import UserError
-from varlit.ops.scales import Scales
+from varlit.ops.scales import OFFICIAL_SCALES, Scales
 
 GROUP_NORM_GROUPS = 32
 
@@ -58,7 +58,7 @@ class TokenizerConfig(PlainConfig):
     """V, the number of codes, shared by all scales."""
     codebook_dim: int = 32
     """Dimension of a code and channels of the latent map."""
-    scales: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    scales: tuple[int, ...] = OFFICIAL_SCALES[256]
     """Sides of the token maps, coarse to fine (`patch_nums` in the official code)."""
     num_phi: int = 4
     """Phi convolutions, partially shared by the scales; 1 = a single one, 0 = one per scale."""
@@ -204,11 +204,7 @@ def check_share(name: str, value: float, up_to_one: bool = False) -> None:
 
 def _suggest(side: int) -> str:
     """A plausible schedule that ends at `side`: the paper's when it fits, else growing steps."""
-    known = {
-        16: TokenizerConfig.scales,
-        32: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-        64: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
-    }
+    known = {sides[-1]: sides for sides in OFFICIAL_SCALES.values()}
     if side in known:
         return str(list(known[side])).replace(" ", "")
     grown = [s for s in (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45) if s < side]

@@ -15,6 +15,12 @@ from torch import Tensor
 
 from varlit.errors import UserError
 
+# By the side of the images in pixels, at stride 16.
+OFFICIAL_SCALES = {
+    256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
 # The official choice of phi for ten scales and four convolutions is decided by floating-point
 # ties at scales 2 and 7 (numpy float64); the table is what the released weights were trained with.
 OFFICIAL_PHI_INDEX = {(10, 4): (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)}
