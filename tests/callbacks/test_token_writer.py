@@ -9,8 +9,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from varlit.callbacks.token_writer import TokenWriter
 from varlit.data.digits import DigitsDataModule
 from varlit.data.module import LabelledImageDataModule
-from varlit.data.token_cache import Manifest, read_manifest
-from varlit.data.tokens import TokenDataModule, open_tokens
+from varlit.data.tokens.manifest import Manifest, read_manifest
+from varlit.data.tokens.module import TokenDataModule, open_tokens
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig
 from varlit.models.files import load_tokenizer, tokenizer_hash

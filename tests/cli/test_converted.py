@@ -9,7 +9,7 @@ import torch
 from varlit.cli import main as command_line
 from varlit.cli.converted import model_config, words_instead_of_a_recipe
 from varlit.data.digits import load_digits
-from varlit.data.token_cache import read_manifest
+from varlit.data.tokens.manifest import read_manifest
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var, tokenizer_hash

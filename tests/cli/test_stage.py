@@ -15,7 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from varlit.cli import main as command_line
-from varlit.data.token_cache import read_manifest
+from varlit.data.tokens.manifest import read_manifest
 from varlit.models.files import load_tokenizer
 
 TINY = [

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from varlit.data.digits import DigitsDataModule
-from varlit.data.token_cache import TOKENIZER_FOLDER, CacheSpec, begin_cache
-from varlit.data.token_shards import TokenShardWriter, merge_manifest
-from varlit.data.tokens import TokenDataModule
+from varlit.data.tokens.manifest import TOKENIZER_FOLDER, CacheSpec, begin_cache
+from varlit.data.tokens.module import TokenDataModule
+from varlit.data.tokens.writer import TokenShardWriter, merge_manifest
 from varlit.losses.tokenizer import TokenizerLossConfig
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.discriminator import DiscriminatorConfig

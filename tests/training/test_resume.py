@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from varlit.data.digits import DigitsDataModule
-from varlit.data.tokens import TokenDataModule
+from varlit.data.tokens.module import TokenDataModule
 from varlit.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from varlit.data.module import EncodingPlan, LabelledImageDataModule
-from varlit.data.token_cache import TOKENIZER_FOLDER, CacheSpec, Manifest, begin_cache
-from varlit.data.token_shards import TokenShardWriter, merge_manifest, missing_shards
+from varlit.data.tokens.manifest import TOKENIZER_FOLDER, CacheSpec, Manifest, begin_cache
+from varlit.data.tokens.writer import TokenShardWriter, merge_manifest, missing_shards
 from varlit.errors import UserError
 from varlit.models.files import save_tokenizer, tokenizer_hash
 from varlit.models.vqvae import VQVAE

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.samples import Samples
     from varlit.cli.checkpoint import Checkpoint
     from varlit.cli.stage import Stage, StageCLI
-    from varlit.data.tokens import TokenDataModule
+    from varlit.data.tokens.module import TokenDataModule
     from varlit.training.var import VARModule
 
     stage = Stage(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from varlit.data.decoding import BrokenImageError, SquareCrop, read_rgb, read_size
-from varlit.data.folders import ClassFolders, hold_out, list_class_folders
+from varlit.data.formats.folders import ClassFolders, hold_out, list_class_folders
 from varlit.data.loader import NOTES
 from varlit.data.module import LabelledImageDataModule
 from varlit.data.order import BatchIndex

@@ -8,9 +8,9 @@ import torch
 
 from varlit.data.loader import ResumableLoader
 from varlit.data.order import BatchIndex
-from varlit.data.token_cache import CacheSpec, begin_cache
-from varlit.data.token_shards import TokenShardWriter, merge_manifest
-from varlit.data.tokens import TokenDataModule, check_shards, open_tokens
+from varlit.data.tokens.manifest import CacheSpec, begin_cache
+from varlit.data.tokens.module import TokenDataModule, check_shards, open_tokens
+from varlit.data.tokens.writer import TokenShardWriter, merge_manifest
 from varlit.errors import UserError
 
 SPEC = CacheSpec(

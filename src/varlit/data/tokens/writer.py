@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varlit.data.token_cache import (
+from varlit.data.tokens.manifest import (
     ARRAYS,
     CacheSpec,
     Manifest,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from varlit.data.token_cache import CacheSpec, begin_cache, read_manifest
-from varlit.data.token_shards import TokenShardWriter, merge_manifest, missing_shards
-from varlit.data.tokens import open_tokens
+from varlit.data.tokens.manifest import CacheSpec, begin_cache, read_manifest
+from varlit.data.tokens.module import open_tokens
+from varlit.data.tokens.writer import TokenShardWriter, merge_manifest, missing_shards
 from varlit.errors import UserError
 
 SPEC = CacheSpec(

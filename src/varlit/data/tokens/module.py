@@ -10,7 +10,7 @@ import torch
 from varlit.data.draws import PLAIN_VIEW, draw_below
 from varlit.data.module import GlobalBatchDataModule
 from varlit.data.order import BatchIndex
-from varlit.data.token_cache import (
+from varlit.data.tokens.manifest import (
     MANIFEST_FILE,
     SPEC_FILE,
     TOKENIZER_FOLDER,
@@ -19,7 +19,7 @@ from varlit.data.token_cache import (
     read_manifest,
     remake_command,
 )
-from varlit.data.token_shards import check_labels
+from varlit.data.tokens.writer import check_labels
 from varlit.errors import UserError
 from varlit.ops.scales import Scales
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from varlit.data.folders import ClassFolders, hold_out, list_class_folders
+from varlit.data.formats.folders import ClassFolders, hold_out, list_class_folders
 from varlit.errors import UserError
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from varlit.data.token_cache import CacheSpec, begin_cache, read_manifest
-from varlit.data.token_shards import merge_manifest
+from varlit.data.tokens.manifest import CacheSpec, begin_cache, read_manifest
+from varlit.data.tokens.writer import merge_manifest
 from varlit.data.whole_files import write_bytes
 from varlit.errors import UserError
 

@@ -1,0 +1,1 @@
+"""The token cache: its manifest, who writes it, who reads it, who checks it."""
