@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "varlit"
 FLOORS = [
-    {"errors"},
+    {"errors", "places"},
     {"ops"},
     {"models"},
     {"losses", "metrics", "data", "viz", "generation"},
@@ -123,7 +123,7 @@ def test_code_is_ascii(path: Path) -> None:
     assert path.read_text(encoding="utf-8").isascii()
 
 
-@pytest.mark.parametrize("room", ["errors", "ops", "models"])
+@pytest.mark.parametrize("room", ["errors", "places", "ops", "models"])
 def test_networks_run_in_a_single_process(room: str) -> None:
     for path in FILES:
         if room_of(path) == room:

@@ -7,8 +7,10 @@ from lightning.pytorch import Trainer
 
 from varlit.callbacks.cards import card, describe_parameters, short
 from varlit.callbacks.clock import StepClock, duration
+from varlit.callbacks.loops import LoopProgress
 from varlit.callbacks.progress import Progress
 from varlit.callbacks.readings import count_images, describe_figures, read_loss
+from varlit.callbacks.terminal import Terminal
 from varlit.data.digits import DigitsDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -146,3 +148,22 @@ def test_parameters_are_told_by_part():
     assert describe_parameters(module) == "1.10 k parameters"
     module.b.requires_grad_(True)
     assert describe_parameters(module) == "1.10 k parameters (a 1.10 k, b 2)"
+
+
+def test_an_encoding_tells_images_and_not_crops_a_second():
+    loop = LoopProgress("predict", [10], Terminal())
+    loop._clock = StepClock()
+    for second in (0.0, 1.0, 3.0, 5.0):
+        loop._clock.tick(second)
+    loop._done, loop._images_per_batch = 4, 6
+    assert loop._line() == "predict  batch 4/10   40 %  3 img/s  12s left"
+
+
+def test_several_crops_of_an_image_count_once(make_module, make_trainer, monkeypatch):
+    counted = []
+    monkeypatch.setattr(LoopProgress, "advance", lambda self, count=0: counted.append(count))
+    progress, trainer = Progress(), make_trainer()
+    progress._loop = LoopProgress("predict", [1], Terminal())
+    batch = {"id": torch.tensor([4, 4, 5, 5]), "crop": torch.tensor([1, 2, 1, 2])}
+    progress.on_predict_batch_end(trainer, make_module(), None, batch, 0)
+    assert counted == [2]

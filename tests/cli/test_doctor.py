@@ -47,27 +47,25 @@ def test_malicious_versions_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdicts(doctor.check_versions())["lightning"] == "fix"
 
 
-def test_an_image_folder_is_checked(tmp_path: Path) -> None:
+def test_imagenet_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IMAGENET_DIR", str(tmp_path))
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 30)).save(tmp_path / name / "a.png")
     (tmp_path / "dog" / "a.png").write_bytes(b"no image")
-    texts = [f"{verdict} {text}" for verdict, _, text in doctor.check_data(tmp_path)]
+    texts = [f"{verdict} {text}" for verdict, _, text in doctor.check_imagenet()]
     assert texts[0].startswith("ok 2 classes")
     assert any(t.startswith("warn") and "dog/a.png cannot be read" in t for t in texts)
     assert texts[-1] == "ok 1 images decoded, shorter sides 30 to 30 px"
 
 
-def test_a_folder_without_classes_is_broken(tmp_path: Path) -> None:
-    assert verdicts(doctor.check_data(tmp_path)) == {"data": "fix"}
-    assert verdicts(doctor.check_data(tmp_path / "nowhere")) == {"data": "fix"}
-
-
 def test_imagenet_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IMAGENET_DIR", str(tmp_path / "nowhere"))
-    ((verdict, _, text),) = doctor.check_data(None)
+    ((verdict, _, text),) = doctor.check_imagenet()
     assert verdict == "warn"
     assert "CONF=digits" in text
+    monkeypatch.setenv("IMAGENET_DIR", str(tmp_path))
+    assert verdicts(doctor.check_imagenet()) == {"imagenet": "warn"}
 
 
 def test_weights_are_looked_for_and_not_fetched(

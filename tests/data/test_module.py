@@ -2,13 +2,12 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from varlit.data.digits import DigitsDataModule
 from varlit.data.loader import ResumableLoader
-from varlit.data.module import EncodingPlan
+from varlit.data.order import EncodingBatches
 from varlit.errors import UserError
 
 
@@ -58,16 +57,19 @@ def test_prediction_follows_the_plan() -> None:
     data = attached(batch_size=4)
     sizes: dict[str, int] = {}
 
-    def plan(num_images: Mapping[str, int]) -> EncodingPlan:
+    def plan(num_images: Mapping[str, int]) -> dict[str, EncodingBatches]:
         sizes.update(num_images)
-        return EncodingPlan({"train": np.array([7]), "val": np.zeros(0, np.int64)}, num_crops=2)
+        return {
+            "train": EncodingBatches([range(7, 8)], range(1, 3), 4),
+            "val": EncodingBatches([], range(1), 4),
+        }
 
     data.plan_encoding = plan
     train, val = data.predict_dataloader()
     assert sizes == {"train": 1500, "val": 297}
     [batch] = list(train)
     assert batch["id"].tolist() == [7, 7]
-    assert batch["crop"].tolist() == [0, 1]
+    assert batch["crop"].tolist() == [1, 2]
     assert len(val) == 0
 
 

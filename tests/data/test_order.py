@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from varlit.data.order import BatchSampler, EpochBatchSampler, encoding_batches, evaluation_batches
+from varlit.data.order import BatchSampler, EncodingBatches, EpochBatchSampler, evaluation_batches
 from varlit.errors import UserError
 
 
@@ -89,7 +89,20 @@ def test_fewer_samples_than_processes_are_refused() -> None:
 
 
 def test_encoding_walks_all_crops_of_an_image_next_to_each_other() -> None:
-    sampler = encoding_batches(np.array([4, 9]), num_crops=3, batch_size=4)
-    rows = [(i, v) for b in sampler.batches(0) for i, v in zip(b.ids, b.views, strict=True)]
-    assert rows == [(4, 0), (4, 1), (4, 2), (9, 0), (9, 1), (9, 2)]
-    assert len(sampler) == 2
+    sampler = EncodingBatches([range(4, 5), range(9, 12)], range(1, 4), batch_size=7)
+    rows = [list(zip(b.ids, b.views, strict=True)) for b in sampler.batches(0)]
+    four = [(4, 1), (4, 2), (4, 3)]
+    pair = [(9, 1), (9, 2), (9, 3), (10, 1), (10, 2), (10, 3)]
+    assert rows == [four, pair, [(11, 1), (11, 2), (11, 3)]]
+    assert [b.ids.tolist() for b in sampler.batches(2)] == [[11] * 3]
+    assert len(sampler) == 3
+    assert len(EncodingBatches([range(2)], range(1, 4), batch_size=2)) == 2, "at least an image"
+    assert len(EncodingBatches([], range(1), batch_size=2)) == 0
+
+
+def test_what_is_encoded_together_depends_on_the_shard_alone() -> None:
+    shards = [range(0, 7), range(7, 14), range(14, 17)]
+    whole = {b.ids[0]: b.ids.tolist() for b in EncodingBatches(shards, range(1), 4).batches(0)}
+    for part in ([shards[2]], [shards[0], shards[2]], [shards[1]]):
+        for batch in EncodingBatches(part, range(1), 4).batches(0):
+            assert whole[batch.ids[0]] == batch.ids.tolist()

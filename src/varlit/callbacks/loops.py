@@ -20,13 +20,15 @@ class LoopProgress:
         self.name, self.total = name, sum(counts)
         self._terminal = terminal
         self._done = 0
+        self._images_per_batch = 0
         self._clock = StepClock()
         self._started_s = self._told_s = time.monotonic()
         self._clock.tick(self._started_s)
 
-    def advance(self) -> None:
-        """Count a batch, and tell it if it is time."""
+    def advance(self, num_images: int = 0) -> None:
+        """Count a batch, of so many images where that is known, and tell it if it is time."""
         now_s = time.monotonic()
+        self._images_per_batch = max(num_images, self._images_per_batch)
         self._done += 1
         self._clock.tick(now_s)
         if self._terminal.live_is_due():
@@ -45,6 +47,9 @@ class LoopProgress:
         if math.isfinite(self.total):
             words = [f"{words[0]}/{int(self.total):,}", f"{100 * self._done / self.total:3.0f} %"]
             left_s = self._clock.left_s(self.total - self._done)
+            step_s = self._clock.step_s
+            if step_s and self._images_per_batch:
+                words.append(f"{self._images_per_batch / step_s:,.0f} img/s")
             if left_s is not None:
                 words.append(f"{duration(left_s)} left")
         return "  ".join(words)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -129,9 +130,20 @@ class Progress(Callback):
         if self._speaks(trainer):
             self._loop = LoopProgress("predict", trainer.num_predict_batches, self._terminal)
 
-    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Tell a batch of a prediction."""
-        self._advance()
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Tell a batch of a prediction; of several crops of an image it counts the image."""
+        if self._loop is not None:
+            crops = batch.get("crop") if isinstance(batch, Mapping) else None
+            num_crops = 1 if crops is None else max(1, crops.unique().numel())
+            self._loop.advance(count_images(batch) // num_crops * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how long the prediction took."""

@@ -4,6 +4,7 @@ It must speak where everything else fails, so nothing outside the standard libra
 at the top, and each check catches what the thing it checks may throw.
 """
 
+import argparse
 import os
 import platform
 import shutil
@@ -32,7 +33,14 @@ PAIR_REMEDY = "take both from one index: rm -rf .venv && make setup"
 def build_parser() -> VerbParser:
     """The flags of `varlit doctor`."""
     parser = VerbParser("doctor", "Check versions, GPUs, disk, data and weights.")
-    parser.add_argument("--data", type=Path, help="a folder of images in class folders to check")
+    parser.add_argument("--data", help="images to check, all of them: what data.root takes")
+    parser.add_argument("--image_size", type=int, default=0, help="crop that must fit; 0 asks none")
+    parser.add_argument("--duplicates", action="store_true", help="look for equal files too")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="write the bad names to a file")
+    parser.add_argument(
+        "--num_workers", type=int, default=-1, help="processes; -1: one for each CPU"
+    )
+    parser.add_argument("--quick", action="store_true", help="look at a few images only")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where runs are written")
     parser.add_argument("--pair", action="store_true", help="check torch and torchvision only")
     return parser
@@ -51,7 +59,7 @@ def main(argv: list[str]) -> int:
     checks: list[Callable[[], Iterator[Finding]]] = [check_pair]
     if not args.pair:
         checks = [check_versions, check_pair, check_gpus, lambda: check_disk(args.root)]
-        checks += [lambda: check_data(args.data), check_weights]
+        checks += [lambda: check_given(args) if args.data else check_imagenet(), check_weights]
     broken = 0
     for check in checks:
         for verdict, subject, text in check():
@@ -157,19 +165,28 @@ def check_disk(root: Path) -> Iterator[Finding]:
         yield "ok", "disk", text
 
 
-def check_data(given: Path | None) -> Iterator[Finding]:
-    """Look at a folder of images, given or ImageNet's."""
-    root = (given or Path(os.environ.get("IMAGENET_DIR") or "data/imagenet")).expanduser()
-    subject = "data" if given else "imagenet"
+def check_given(args: argparse.Namespace) -> Iterator[Finding]:
+    """Look at the images that `--data` names."""
+    try:
+        from varlit.cli import doctor_data
+    except (ImportError, OSError) as error:
+        yield "fix", "data", f"cannot be looked at ({error}); make setup"
+        return
+    yield from doctor_data.check(args)
+
+
+def check_imagenet() -> Iterator[Finding]:
+    """Look at ImageNet where it is, quickly."""
+    root = Path(os.environ.get("IMAGENET_DIR") or "data/imagenet").expanduser()
+    subject = "imagenet"
     if not root.is_dir():
-        verdict: Verdict = "fix" if given else "warn"
-        remedy = "" if given else "; set IMAGENET_DIR, or use CONF=digits or CONF=folder DATA=..."
-        yield verdict, subject, f"no folder {root}{remedy}"
+        remedy = "set IMAGENET_DIR, or use CONF=digits or CONF=folder DATA=..."
+        yield "warn", subject, f"no folder {root}; {remedy}"
         return
     train = root / "train" if (root / "train").is_dir() else root
     classes = sorted(path for path in train.iterdir() if path.is_dir())
     if not classes:
-        yield "fix", subject, f"{train} has no class folders; expected {train}/<class>/<image>"
+        yield "warn", subject, f"{train} has no class folders; `varlit doctor --data {root}` tells"
         return
     yield "ok", subject, f"{len(classes):,} classes in {train}"
     if not (root / "val").is_dir():

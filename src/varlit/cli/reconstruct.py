@@ -68,7 +68,9 @@ def _load(path: Path, image_size_px: int) -> "Tensor":
     """
     import torch
 
-    from varlit.data.decoding import PLAIN_VIEW, BrokenImageError, SquareCrop, read_rgb
+    from varlit.data.crops import SquareCrop
+    from varlit.data.decoding import BrokenImageError, read_rgb
+    from varlit.data.draws import PLAIN_VIEW
 
     crop = SquareCrop(image_size_px, resize_ratio=1.0, horizontal_flip=False, seed=0)
     try:

@@ -1,67 +1,162 @@
-"""From an image file to a square crop: every kind of file becomes upright 8-bit RGB.
-
-The crop is the official VAR's: shorter side to `resize_ratio` times the crop (LANCZOS), then a
-random crop in training and the centre otherwise.
-"""
+"""From an encoded image to upright 8-bit RGB, whatever the file is."""
 
 from __future__ import annotations
 
+import io
+import re
+import stat
 import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from varlit.data.draws import PLAIN_VIEW, draw_below
+from varlit.data.formats.encoded import Encoded
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is tried, by content: Pillow's other readers are for other things, and one of them starts
+Ghostscript."""
+MAX_PIXELS = 2**27
+"""Larger images are refused by their header: decoded they fill half a gigabyte in each worker."""
 
 # What Pillow's readers are known to raise on damaged files.
 _DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error),
+    *(OSError, EOFError, MemoryError, SyntaxError, ValueError, TypeError, LookupError),
+    *(ArithmeticError, AssertionError, AttributeError, RuntimeError, struct.error, zlib.error),
     Image.DecompressionBombError,
 )
+_DEEP = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of odd metadata and of large images, in each worker anew. Such images are either
+# fine or listed as bad files.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BrokenImageError(Exception):
     """A file that cannot be read as an image; the text is the reason."""
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """Read an image file as upright 8-bit RGB.
+@dataclass(frozen=True)
+class Decoded:
+    """An image and what was special about its file.
+
+    Attributes:
+        image: Upright 8-bit RGB.
+        traits: Of "cmyk", "deep", "gray", "alpha", "turned" and "animated" those that hold.
+    """
+
+    image: Image.Image
+    traits: tuple[str, ...]
+
+
+def read_rgb(encoded: Encoded, draft_px: int = 0) -> Image.Image:
+    """Read an image as upright 8-bit RGB.
 
     EXIF rotation is applied, of an animation the first frame is taken, transparency is laid on
     white, 16-bit gray is scaled (Pillow's own conversion would clip it to white).
 
+    Args:
+        encoded: The image.
+        draft_px: Where above 0, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as
+            its shorter side stays at or above this.
+
+    Raises:
+        BrokenImageError: If it cannot be read.
+    """
+    with _damage_reported(), open_image(encoded) as image:
+        if draft_px:
+            _draft(image, draft_px)
+        return _upright_rgb(image)
+
+
+def read_with_traits(encoded: Encoded) -> Decoded:
+    """Read an image as `read_rgb` does, and say what was special about it.
+
+    Raises:
+        BrokenImageError: If it cannot be read.
+    """
+    with _damage_reported(), open_image(encoded) as image:
+        # Loading takes both away from some formats, and brings the second to others.
+        is_deep, before = _is_deep(image), orientation(image)
+        rgb = _upright_rgb(image)
+        holds = {
+            "cmyk": image.mode == "CMYK",
+            "deep": is_deep,
+            "gray": image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"),
+            "alpha": image.has_transparency_data,
+            "turned": before != 1 or orientation(image) != 1,
+            "animated": _is_animated(image),
+        }
+        return Decoded(rgb, tuple(trait for trait, is_so in holds.items() if is_so))
+
+
+def read_size(encoded: Encoded) -> tuple[int, int]:
+    """Read (width, height) from the header alone, as stored: EXIF may yet swap them.
+
     Raises:
         BrokenImageError: If the file cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except _DAMAGE as error:
-        raise BrokenImageError(_reason(error)) from error
+    with _damage_reported(), open_image(encoded) as image:
+        return image.size
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Read (width, height) from the header alone.
+def open_image(encoded: Encoded) -> Image.Image:
+    """Read an image's header.
 
     Raises:
-        BrokenImageError: If the file cannot be read.
+        BrokenImageError: If it is no image file, or unreasonably large.
+        Exception: Whatever Pillow raises on damage.
+    """
+    if isinstance(encoded, Image.Image):
+        return encoded.copy()
+    if isinstance(encoded, bytes):
+        num_bytes = len(encoded)
+        file: io.BytesIO | Path = io.BytesIO(encoded)
+    else:
+        num_bytes, file = _file_size(encoded), encoded
+    if num_bytes == 0:
+        raise BrokenImageError("an empty file")
+    image = Image.open(file, formats=FORMATS)
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        image.close()
+        raise BrokenImageError(f"{image.width}x{image.height} px: expected 1 to {MAX_PIXELS:,}")
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 being upright; that of a PNG is known after `load`.
+
+    It is read by hand because Pillow's `exif_transpose` also writes the other tags anew, and
+    fails where one of them is damaged.
     """
     try:
-        with Image.open(path) as image:
-            return image.size
-    except _DAMAGE as error:
-        raise BrokenImageError(_reason(error)) from error
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+    return int(value) if isinstance(value, int | float) and value in _TURNS else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow image to 8-bit RGB."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.int64)
+        gray = np.asarray(image)
         # Pillow reads some 16-bit files as 32-bit "I"; nothing else in it exceeds 255.
         if image.mode != "I" or gray.max(initial=0) > 255:
             gray = gray >> 8
@@ -73,55 +168,53 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-@dataclass(frozen=True)
-class SquareCrop:
-    """The geometry of a training image; random views are functions of (seed, id, view).
+@contextmanager
+def _damage_reported() -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise BrokenImageError(_reason(error)) from error
 
-    Attributes:
-        image_size: Side of the crop in pixels.
-        resize_ratio: The shorter side becomes `image_size * resize_ratio` before the crop.
-        horizontal_flip: Mirror half of the random views.
-        seed: Seed of the random views.
-    """
 
-    image_size: int
-    resize_ratio: float
-    horizontal_flip: bool
-    seed: int
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    turn = _TURNS.get(orientation(image))
+    return to_rgb(image if turn is None else image.transpose(turn))
 
-    def __call__(self, image: Image.Image, sample_id: int, view: int) -> np.ndarray:
-        """Cut one view of an image.
 
-        Args:
-            image: RGB, any size.
-            sample_id: The image's row in its split.
-            view: `PLAIN_VIEW` is the centre crop, unmirrored; any other a random crop.
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel or more; Pillow reads most of them as 8."""
+    read_as = [str(tile[3:]) for tile in getattr(image, "tile", ())]
+    return image.mode in ("I", "F") or any(_DEEP.search(text) for text in (image.mode, *read_as))
 
-        Returns:
-            (image_size, image_size, 3) uint8.
-        """
-        image = image.resize(self.resized(*image.size), Image.Resampling.LANCZOS)
-        spare_x, spare_y = image.width - self.image_size, image.height - self.image_size
-        if view == PLAIN_VIEW:
-            left, top, mirrored = round(spare_x / 2), round(spare_y / 2), False
-        else:
-            limits = np.array([spare_x + 1, spare_y + 1, 2])
-            left, top, coin = draw_below(limits, self.seed, sample_id, view, np.arange(3)).tolist()
-            mirrored = self.horizontal_flip and coin == 1
-        image = image.crop((left, top, left + self.image_size, top + self.image_size))
-        if mirrored:
-            image = ImageOps.mirror(image)
-        return np.asarray(image)
 
-    def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Return (width, height) after the resize, as torchvision's Resize rounds them."""
-        target = max(self.image_size, round(self.image_size * self.resize_ratio))
-        if width <= height:
-            return target, int(target * height / width)
-        return int(target * width / height), target
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except _DAMAGE:
+        return True  # by a second frame that nobody will look at
+
+
+def _file_size(path: Path) -> int:
+    """Return the bytes of a file; opening a named pipe would wait for a writer, for ever."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
+        raise BrokenImageError(f"a {kind} and not a file")
+    return status.st_size
+
+
+def _draft(image: Image.Image, shorter_px: int) -> None:
+    """Let the JPEG decoder skip what the resize would throw away; other formats ignore it."""
+    ratio = shorter_px / min(image.size)
+    if ratio < 1:
+        # Pillow rounds the scale down to a power of two that leaves both sides at least so long.
+        image.draft("RGB", (round(image.width * ratio), round(image.height * ratio)))
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that Pillow can read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS:,} pixels"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

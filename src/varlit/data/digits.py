@@ -91,6 +91,8 @@ class DigitsDataModule(LabelledImageDataModule):
         image_size: Side of the images in pixels, at least 8.
     """
 
+    has_random_views = False
+
     def __init__(
         self, batch_size: int = 64, num_workers: int = 0, seed: int = 0, image_size: int = 32
     ) -> None:

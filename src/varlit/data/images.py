@@ -1,106 +1,26 @@
-"""Images in class folders: the batches of a tree, and the data module of your own images."""
+"""Your own images as batches: the data module of every format that `varlit.data.formats` reads."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from varlit.data.decoding import BrokenImageError, SquareCrop, read_rgb, read_size
-from varlit.data.formats.folders import ClassFolders, hold_out, list_class_folders
-from varlit.data.loader import NOTES
+from varlit.data.bad_files import FEWEST, BadFiles
+from varlit.data.crops import CentreCrop, SquareCrop
+from varlit.data.decoding import BrokenImageError, read_size
+from varlit.data.formats.encoded import EncodedImages, digest
+from varlit.data.formats.remote import RemoteShards, open_streamed
+from varlit.data.formats.splits import is_remote, open_splits
+from varlit.data.image_source import Handling, ImageSource, too_small
+from varlit.data.loader import BatchSource, ResumableLoader
 from varlit.data.module import LabelledImageDataModule
-from varlit.data.order import BatchIndex
+from varlit.data.order import BatchSampler, EpochBatchSampler
+from varlit.data.stream_loader import StreamLoader
+from varlit.data.stream_order import ShardSampler
+from varlit.data.stream_source import StreamSource
 from varlit.errors import UserError
 
-MAX_BROKEN_IN_A_ROW = 100
 NUM_PROBED_HEADERS = 1000
-
-
-class ImageFolderDataset:
-    """Batches of a class-folder tree: image (B, 3, H, W) in [-1, 1], label, id, crop.
-
-    Args:
-        tree: The files.
-        crop: The geometry.
-        on_broken: "replace" takes the next good image in file order instead and reports the
-            broken one; "mark" keeps the row, black, under the id `-1 - id`, so that a token cache
-            can leave it out; "stop" refuses.
-        small_images: "refuse" or "upscale" images whose shorter side is below the crop.
-    """
-
-    def __init__(
-        self,
-        tree: ClassFolders,
-        crop: SquareCrop,
-        on_broken: Literal["replace", "mark", "stop"],
-        small_images: Literal["refuse", "upscale"],
-    ) -> None:
-        self.tree, self.crop = tree, crop
-        self.on_broken, self.small_images = on_broken, small_images
-
-    def __len__(self) -> int:
-        return len(self.tree)
-
-    def __getitem__(self, index: BatchIndex) -> dict[str, Any]:
-        """Read one batch.
-
-        Raises:
-            UserError: If an image is refused.
-        """
-        notes: list[tuple[str, str]] = []
-        side = self.crop.image_size
-        pixels = np.zeros((len(index.ids), side, side, 3), dtype=np.uint8)  # B, h, w, 3
-        ids = index.ids.copy()  # B
-        pairs = zip(index.ids.tolist(), index.views.tolist(), strict=True)
-        for row, (sample_id, view) in enumerate(pairs):
-            ids[row] = self._fill(pixels[row], sample_id, view, notes)
-        labels = self.tree.labels[np.where(ids < 0, -1 - ids, ids)]  # B
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # B, 3, h, w
-        batch = {
-            "image": images.to(torch.float32).div_(127.5).sub_(1.0),
-            "label": torch.from_numpy(labels),
-            "id": torch.from_numpy(ids),
-            "crop": torch.from_numpy(index.views),
-        }
-        return batch | {NOTES: notes} if notes else batch
-
-    def _fill(
-        self, pixels: np.ndarray, sample_id: int, view: int, notes: list[tuple[str, str]]
-    ) -> int:
-        """Read one image into `pixels` and return the id under which it goes."""
-        for distance in range(min(MAX_BROKEN_IN_A_ROW, len(self))):
-            row = (sample_id + distance) % len(self)
-            path = self.tree.path(row)
-            try:
-                image = read_rgb(path)
-            except BrokenImageError as error:
-                if self.on_broken == "stop":
-                    raise UserError(
-                        f"cannot read the image '{path}' ({error}): repair or remove it, or set "
-                        "on_bad_image to skip."
-                    ) from error
-                notes.append((str(path), f"skipped the broken image '{path}' ({error})."))
-                if self.on_broken == "mark":
-                    return -1 - sample_id
-                continue
-            if min(image.size) < self.crop.image_size:
-                self._check_small(path, image.size, notes)
-            pixels[:] = self.crop(image, row, view)
-            return row
-        raise UserError(
-            f"{min(MAX_BROKEN_IN_A_ROW, len(self))} images in a row cannot be read, from "
-            f"'{self.tree.path(sample_id)}' on: check the disk and the files."
-        )
-
-    def _check_small(self, path: Path, size: tuple[int, int], notes: list[tuple[str, str]]) -> None:
-        if self.small_images == "refuse":
-            raise UserError(_too_small(path, size, self.crop.image_size))
-        sentence = (
-            f"enlarging '{path}' ({size[0]}x{size[1]} px) to the crop of {self.crop.image_size} "
-            "px, and every smaller image after it, because small_images is upscale."
-        )
-        notes.append(("small images", sentence))
 
 
 class ImageDataModule(LabelledImageDataModule):
@@ -111,15 +31,21 @@ class ImageDataModule(LabelledImageDataModule):
     in sorted order.
 
     Args:
-        root: Folder of the images.
+        root: Folder of the images, or another source (docs/your-data.md).
         image_size: Side of the square crop in pixels.
         batch_size: Over all devices and accumulation steps.
         num_workers: Processes that read images, for each device.
-        val_fraction: Part held out for validation where there is no val folder; 0 for none.
+        val_root: Images to validate on, where they do not lie beside the training images.
+        val_fraction: Part held out for validation where there is no such set; 0 for none.
         resize_ratio: The shorter side becomes this times image_size, then the crop is cut.
         horizontal_flip: Mirror half of the training images.
-        on_bad_image: Skip images that cannot be read (each is named once), or stop.
-        small_images: Refuse images whose shorter side is below image_size, or upscale them.
+        centre_crop: Centre crops as VAR makes them, or as ADM does (for comparable metrics).
+        jpeg_draft: Decode large JPEGs at half their size or less: faster, a little softer.
+        on_bad_image: Skip images that cannot be read (each is named and listed once), or stop.
+        max_bad_share: Part of the images that may be skipped before the run stops.
+        small_images: Skip images whose shorter side is below image_size, or upscale them.
+        shuffle_buffer: Images that wait in the memory of each process to be mixed, where shards
+            are streamed; without effect elsewhere.
         seed: Seed of order and crops.
 
     Raises:
@@ -132,11 +58,16 @@ class ImageDataModule(LabelledImageDataModule):
         image_size: int = 256,
         batch_size: int = 64,
         num_workers: int = 4,
+        val_root: str = "",
         val_fraction: float = 0.05,
         resize_ratio: float = 1.125,
         horizontal_flip: bool = False,
+        centre_crop: CentreCrop = "var",
+        jpeg_draft: bool = False,
         on_bad_image: Literal["skip", "stop"] = "skip",
-        small_images: Literal["refuse", "upscale"] = "refuse",
+        max_bad_share: float = 0.001,
+        small_images: Literal["skip", "upscale"] = "skip",
+        shuffle_buffer: int = 5000,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, image_size)
@@ -148,78 +79,119 @@ class ImageDataModule(LabelledImageDataModule):
             raise UserError(
                 f"resize_ratio is {resize_ratio}: expected at least 1, or the crop does not fit."
             )
-        self.root = Path(root).expanduser()
+        if not 0 <= max_bad_share <= 1:
+            raise UserError(f"max_bad_share is {max_bad_share}: expected 0 (none) to 1 (all).")
+        if shuffle_buffer < 0:
+            raise UserError(f"shuffle_buffer is {shuffle_buffer}: expected 0 (none) or more.")
+        self.root, self.max_bad_share, self.jpeg_draft = root, max_bad_share, jpeg_draft
         self.on_bad_image, self.small_images = on_bad_image, small_images
-        self.crop = SquareCrop(image_size, resize_ratio, horizontal_flip, seed)
-        self.trees = _list_splits(self.root, val_fraction)
-        self.class_names = self.trees["train"].class_names
-        if small_images == "refuse":
-            for tree in self.trees.values():
-                _refuse_small_images(tree, image_size)
+        self.crop = SquareCrop(image_size, resize_ratio, horizontal_flip, seed, centre_crop)
+        self.shuffle_buffer = shuffle_buffer
+        self.splits = _open(root, val_root, val_fraction)
+        self.class_names = self.splits["train"].class_names
+        if small_images == "skip":
+            for images in self.splits.values():
+                if not isinstance(images, RemoteShards):
+                    _refuse_small_images(images, image_size, max_bad_share)
 
-    def source(self, split: Literal["train", "val"]) -> ImageFolderDataset | None:
+    def source(self, split: Literal["train", "val"]) -> ImageSource | StreamSource | None:
         """Return a split's images; None if there is no validation set."""
-        return self._dataset(split, "replace")
+        return self._source(split, "replace", whole=False)
 
-    def encoding_source(self, split: Literal["train", "val"]) -> ImageFolderDataset | None:
+    def encoding_source(self, split: Literal["train", "val"]) -> ImageSource | StreamSource | None:
         """Return a split's images with broken ones marked and not replaced."""
-        return self._dataset(split, "mark")
+        return self._source(split, "mark", whole=True)
+
+    def train_sampler(self, source: BatchSource) -> EpochBatchSampler:
+        """Return the order of training: for a stream one that shards can be read in."""
+        if not isinstance(source, StreamSource):
+            return super().train_sampler(source)
+        return ShardSampler(
+            source.shards.counts,
+            self.shuffle_buffer,
+            self.batch_size,
+            self.rank,
+            self.world_size,
+            self.accumulation,
+            self.seed,
+            shuffle=not self._is_overfitting,
+        )
+
+    def loader(self, source: BatchSource, sampler: BatchSampler) -> ResumableLoader:
+        """Return a loader with this module's workers, which for a stream decode only."""
+        if not isinstance(source, StreamSource):
+            return super().loader(source, sampler)
+        return StreamLoader(
+            source,
+            sampler,
+            self.num_workers,
+            self.bad_files(source),
+            self.world_size,
+            self.shuffle_buffer,
+        )
+
+    def bad_files(self, source: BatchSource) -> BadFiles | None:
+        """Return the list of bad files of the run that the trainer is at, or of no run."""
+        folder = Path(self.trainer.default_root_dir) if self.trainer is not None else None
+        num_images = sum(map(len, self.splits.values()))
+        return BadFiles(folder, num_images, self.max_bad_share)
 
     def describe(self) -> dict[str, Any]:
         """Return what the pixels of a token cache depend on, as plain data."""
         return {
             "image_size": self.image_size,
             "resize_ratio": self.crop.resize_ratio,
+            "resample": "lanczos",
+            "centre_crop": self.crop.centre_crop,
+            "jpeg_draft": self.jpeg_draft,
             "horizontal_flip": self.crop.horizontal_flip,
+            "small_images": self.small_images,
+            "view_rule": "crop 0 = centre; crop a = splitmix64(seed, image id, a)",
             "seed": self.seed,
-            "files": {split: tree.digest() for split, tree in self.trees.items()},
+            "files": {split: _digest(images) for split, images in self.splits.items()},
         }
 
-    def _dataset(
-        self, split: str, on_broken: Literal["replace", "mark"]
-    ) -> ImageFolderDataset | None:
-        if split not in self.trees:
+    def _source(
+        self, split: str, broken: Literal["replace", "mark"], whole: bool
+    ) -> ImageSource | StreamSource | None:
+        if split not in self.splits:
             return None
-        broken: Literal["replace", "mark", "stop"]
-        broken = "stop" if self.on_bad_image == "stop" else on_broken
-        return ImageFolderDataset(self.trees[split], self.crop, broken, self.small_images)
+        handling = Handling(
+            broken="stop" if self.on_bad_image == "stop" else broken,
+            small=self.small_images,
+            draft=self.jpeg_draft,
+            whole=whole,
+        )
+        images = self.splits[split]
+        if isinstance(images, RemoteShards):
+            return StreamSource(images, self.crop, handling)
+        return ImageSource(images, self.crop, handling)
 
 
-def _list_splits(root: Path, val_fraction: float) -> dict[str, ClassFolders]:
-    if (root / "train").is_dir():
-        train = list_class_folders(root / "train")
-        if (root / "val").is_dir():
-            return {"train": train, "val": list_class_folders(root / "val", train.class_names)}
-    elif (root / "val").is_dir():
-        raise UserError(f"'{root}' has a val folder but no train folder beside it: add one.")
-    else:
-        train = list_class_folders(root)
-    if val_fraction == 0:
-        return {"train": train}
-    train, val = hold_out(train, val_fraction)
-    return {"train": train, "val": val}
+def _open(root: str, val_root: str, val_fraction: float) -> dict[str, EncodedImages | RemoteShards]:
+    if is_remote(root) or is_remote(val_root):
+        return open_streamed(root, val_root, val_fraction)
+    return {**open_splits(root, val_root, val_fraction)}
 
 
-def _refuse_small_images(tree: ClassFolders, image_size: int) -> None:
-    """Refuse small images before the run starts, as far as some headers tell."""
-    rows = np.unique(np.linspace(0, len(tree) - 1, NUM_PROBED_HEADERS).astype(np.int64)).tolist()
+def _digest(images: EncodedImages | RemoteShards) -> str:
+    return images.digest() if isinstance(images, RemoteShards) else digest(images)
+
+
+def _refuse_small_images(images: EncodedImages, image_size: int, max_bad_share: float) -> None:
+    """Refuse a set of small images before the run starts, as far as some headers tell."""
+    rows = np.unique(np.linspace(0, len(images) - 1, NUM_PROBED_HEADERS).astype(np.int64)).tolist()
     small = []
     for row in rows:
         try:
-            size = read_size(tree.path(row))
-        except BrokenImageError:
-            continue  # reported, with the setting's consequence, when the image is read
+            size = read_size(images.read(row))
+        except (BrokenImageError, OSError):
+            continue  # counted, with the setting's consequence, when the image is read
         if min(size) < image_size:
-            small.append((tree.path(row), size))
-    if small:
+            small.append((images.where(row), size))
+    if small and len(small) > max(max_bad_share * len(rows), FEWEST * len(rows) / len(images)):
         raise UserError(
-            f"{len(small)} of {len(rows)} images looked at are too small: "
-            + _too_small(*small[0], image_size)
+            f"{len(small)} of {len(rows)} images looked at are too small: '{small[0][0]}' is "
+            f"{too_small(small[0][1], image_size)}. Use a smaller image_size, remove such images, "
+            "or set small_images to upscale."
         )
-
-
-def _too_small(path: Path, size: tuple[int, int], image_size: int) -> str:
-    return (
-        f"'{path}' is {size[0]}x{size[1]} px, the crop {image_size} px. Use a smaller image_size, "
-        "remove such images, or set small_images to upscale."
-    )

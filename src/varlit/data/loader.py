@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from varlit.data.bad_files import BadFiles
 from varlit.data.order import BatchIndex, BatchSampler
 from varlit.errors import UserError
 
 NOTES = "notes"
 """Batch key under which a source reports `(topic, sentence)` pairs; the loader warns of each topic
 once, in the main process, and takes the key out."""
+BAD_FILES = "bad_files"
+"""Batch key under which a source reports each `BadFile` that it skipped; taken out likewise."""
 
 
 class BatchSource(Protocol):
@@ -40,12 +44,23 @@ class ResumableLoader:
         source: The samples.
         sampler: The order; `sampler.set_epoch` is called by Lightning.
         num_workers: Worker processes; 0 reads in the main process.
+        bad_files: Where skipped files are counted; None lets them pass.
+
+    Attributes:
+        waited_s: Seconds that the consumer has waited for batches, of all epochs.
     """
 
     batch_sampler = None
 
-    def __init__(self, source: BatchSource, sampler: BatchSampler, num_workers: int = 0) -> None:
-        self.source, self.sampler = source, sampler
+    def __init__(
+        self,
+        source: BatchSource,
+        sampler: BatchSampler,
+        num_workers: int = 0,
+        bad_files: BadFiles | None = None,
+    ) -> None:
+        self.source, self.sampler, self.bad_files = source, sampler, bad_files
+        self.waited_s = 0.0
         self._start = 0
         self._position = _Position(sampler.epoch, 0)
         self._topics: set[str] = set()
@@ -70,18 +85,34 @@ class ResumableLoader:
         start, self._start = self._resume_point(), 0
         epoch = self.sampler.epoch
         self._order.start = start
-        refusal = None
-        for step, loaded in enumerate(self._batches, start + 1):
-            if isinstance(loaded, _Refusal):
-                refusal = loaded
+        step, batches, loaded = start, iter(self._batches), None
+        while True:
+            began_s = time.perf_counter()
+            loaded = next(batches, None)
+            self.waited_s += time.perf_counter() - began_s
+            if isinstance(loaded, dict):
+                loaded = self._reported(loaded)
+            if loaded is None or isinstance(loaded, _Refusal):
                 break
+            step += 1
             self._position = _Position(epoch, step)
-            for topic, sentence in loaded.pop(NOTES, ()):
-                self._warn_once(topic, sentence)
             yield loaded
-        if refusal is not None:
+        if isinstance(loaded, _Refusal):
+            del batches
             self._iterator = None  # the last reference: workers stop now and not at some later time
-            raise UserError(refusal.message)
+            raise UserError(loaded.message)
+
+    def _reported(self, batch: dict[str, Any]) -> dict[str, Any] | _Refusal:
+        """Take out of a batch what its source noted, and pass it on."""
+        for topic, sentence in batch.pop(NOTES, ()):
+            self._warn_once(topic, sentence)
+        try:
+            for bad in batch.pop(BAD_FILES, ()):
+                if self.bad_files is not None:
+                    self.bad_files.add(bad)
+        except UserError as error:
+            return _Refusal(str(error))
+        return batch
 
     @property
     def _iterator(self) -> Any:

@@ -1,18 +1,18 @@
 """What all data modules share: one global batch size, ranks, loaders, and the order of encoding."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
 
+from varlit.data.bad_files import BadFiles
 from varlit.data.loader import BatchSource, ResumableLoader
 from varlit.data.order import (
     BatchSampler,
+    EncodingBatches,
     EpochBatchSampler,
-    encoding_batches,
     evaluation_batches,
 )
 from varlit.errors import UserError
@@ -82,7 +82,11 @@ class GlobalBatchDataModule(LightningDataModule):
         """
         source = self.source("train")
         assert source is not None
-        sampler = EpochBatchSampler(
+        return self.loader(source, self.train_sampler(source))
+
+    def train_sampler(self, source: BatchSource) -> EpochBatchSampler:
+        """Return the order of training."""
+        return EpochBatchSampler(
             len(source),
             self.batch_size,
             self.rank,
@@ -91,7 +95,6 @@ class GlobalBatchDataModule(LightningDataModule):
             self.seed,
             shuffle=not self._is_overfitting,
         )
-        return self.loader(source, sampler)
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """Return this rank's part of the validation set in file order; empty if there is none."""
@@ -109,21 +112,11 @@ class GlobalBatchDataModule(LightningDataModule):
 
     def loader(self, source: BatchSource, sampler: BatchSampler) -> ResumableLoader:
         """Return a loader with this module's workers."""
-        return ResumableLoader(source, sampler, self.num_workers)
+        return ResumableLoader(source, sampler, self.num_workers, self.bad_files(source))
 
-
-@dataclass(frozen=True, eq=False)
-class EncodingPlan:
-    """What this process still has to encode.
-
-    Attributes:
-        pending: For each split, (n,) int64 ids in ascending order.
-        num_crops: Views of each image; crop 0 is the centre crop, crop a the random crop that
-            (seed, id, a) gives.
-    """
-
-    pending: Mapping[str, np.ndarray]
-    num_crops: int
+    def bad_files(self, source: BatchSource) -> BadFiles | None:
+        """Return where the files that `source` skips are counted; None if it skips none."""
+        return None
 
 
 class LabelledImageDataModule(GlobalBatchDataModule):
@@ -134,22 +127,32 @@ class LabelledImageDataModule(GlobalBatchDataModule):
 
     To encode into a token cache, a writer sets `plan_encoding` before the trainer asks for
     `predict_dataloader()`; the plan gets the number of images of each split and returns this
-    rank's pending ids. Without it, the ranks share out all images, centre crop.
+    rank's batches. Without it, the ranks share out all images, centre crop.
 
     Attributes:
         image_size: Side of the images in pixels.
         class_names: Names in the order of the labels.
         num_classes: Number of classes.
+        has_random_views: Whether two views of an image may differ.
+        settings: Arguments that it was made with, by which a token cache can make it again.
     """
 
     class_names: tuple[str, ...]
+    has_random_views = True
+    settings: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments, whatever subclass takes them."""
+        self = super().__new__(cls)
+        self.settings = dict(inspect.signature(cls).bind_partial(*args, **kwargs).arguments)
+        return self
 
     def __init__(self, batch_size: int, num_workers: int, seed: int, image_size: int) -> None:
         super().__init__(batch_size, num_workers, seed)
         if image_size < 1:
             raise UserError(f"image_size is {image_size}: expected at least 1 px.")
         self.image_size = image_size
-        self.plan_encoding: Callable[[Mapping[str, int]], EncodingPlan] | None = None
+        self.plan_encoding: Callable[[Mapping[str, int]], Mapping[str, BatchSampler]] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -171,16 +174,11 @@ class LabelledImageDataModule(GlobalBatchDataModule):
         plan = (self.plan_encoding or self._share_out)(
             {split: len(source) for split, source in sources.items()}
         )
-        return [
-            self.loader(
-                source,
-                encoding_batches(plan.pending[split], plan.num_crops, self.device_batch_size),
-            )
-            for split, source in sources.items()
-        ]
+        return [self.loader(source, plan[split]) for split, source in sources.items()]
 
-    def _share_out(self, sizes: Mapping[str, int]) -> EncodingPlan:
-        ranks = (self.rank, self.world_size)
-        return EncodingPlan(
-            {split: np.arange(ranks[0], size, ranks[1]) for split, size in sizes.items()}, 1
-        )
+    def _share_out(self, sizes: Mapping[str, int]) -> dict[str, EncodingBatches]:
+        rank, step = self.rank, self.world_size
+        return {
+            split: EncodingBatches([range(rank, size, step)], range(1), self.device_batch_size)
+            for split, size in sizes.items()
+        }

@@ -1,7 +1,7 @@
 """Which samples a process sees, in which order.
 
 Three orders: `EpochBatchSampler` shuffles for training, `evaluation_batches` shares a set out
-without repeating a sample, `encoding_batches` walks the ids that a token cache still lacks.
+without repeating a sample, `EncodingBatches` walks the shards that a token cache still lacks.
 """
 
 from __future__ import annotations
@@ -166,20 +166,45 @@ def evaluation_batches(
     )
 
 
-def encoding_batches(ids: np.ndarray, num_crops: int, batch_size: int) -> FixedBatchSampler:
-    """Walk ids in order, all crops of an image next to each other; crop a is view a.
+class EncodingBatches:
+    """Whole images of one shard to a batch, all views of an image next to each other.
+
+    What is in a batch depends on the shards alone, never on devices or on where an encoding was
+    cut off: in a batch of another size a convolution rounds in another way, and of two codes that
+    are nearly as near the other one wins.
 
     Args:
-        ids: (n,) int64, the rows to encode, ascending.
-        num_crops: Views of each row; the first is the centre crop.
-        batch_size: Batch size of this process.
+        shards: Rows of each shard, ascending.
+        views: Views of each row, see `varlit.data.draws`.
+        batch_size: Most views in a batch; one image may have more.
     """
-    rows = np.repeat(ids, num_crops)
-    views = np.tile(np.arange(num_crops, dtype=np.int64), len(ids))
-    starts = range(0, len(rows), batch_size)
-    return FixedBatchSampler(
-        [BatchIndex(rows[s : s + batch_size], views[s : s + batch_size]) for s in starts]
-    )
+
+    def __init__(self, shards: Sequence[range], views: range, batch_size: int) -> None:
+        self.shards, self.views = list(shards), views
+        self.images = max(1, batch_size // len(views))
+        counts = [-(-len(shard) // self.images) for shard in self.shards]
+        self.ends = np.cumsum(counts, dtype=np.int64)
+        self.step_samples = 1
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.shards else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take note of the epoch; the order does not depend on it."""
+        self.epoch = epoch
+
+    def batches(self, start: int) -> Iterator[BatchIndex]:
+        """Yield the batches from batch `start` on."""
+        yield from map(self.batch, range(start, len(self)))
+
+    def batch(self, number: int) -> BatchIndex:
+        """Return one batch."""
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        place = number - (int(self.ends[shard - 1]) if shard else 0)
+        rows = self.shards[shard][place * self.images : (place + 1) * self.images]
+        ids = np.array(rows, dtype=np.int64)  # n
+        return BatchIndex(np.repeat(ids, len(self.views)), np.tile(np.array(self.views), len(ids)))
 
 
 def check_batch_divides(batch_size: int, world_size: int, accumulation: int) -> None:

@@ -18,10 +18,12 @@ SPEC = CacheSpec(
     codebook_size=64,
     codebook_dim=8,
     class_names=("cat", "dog"),
-    num_crops=1,
+    num_crops={"train": 1},
     shard_size=4,
     num_images={"train": 0},
-    transform={"image_size": 32, "files": {"train": "x"}},
+    transform={"image_size": 32, "seed": 0},
+    files={"train": "x"},
+    encoder={"torch": "2.15.0"},
 )
 
 
@@ -41,7 +43,7 @@ def test_a_cache_begun_by_another_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_crops": 2}, "begun with num_crops 1, now it is 2"),
+        ({"num_crops": {"train": 2}}, "begun with num_crops {'train': 1}, now it is {'train': 2}"),
         ({"shard_size": 8}, "begun with shard_size 4, now it is 8"),
         (
             {"num_images": {"train": 9}},
@@ -49,9 +51,11 @@ def test_a_cache_begun_by_another_tokenizer_is_refused(tmp_path: Path) -> None:
         ),
         ({"class_names": ("cat",)}, "class_names of 2 entries, now it is of 1 entries"),
         (
-            {"transform": {"image_size": 64, "files": {"train": "x"}}},
+            {"transform": {"image_size": 64, "seed": 0}},
             "begun with transform {'image_size': 32}, now it is {'image_size': 64}",
         ),
+        ({"files": {"train": "y"}}, "begun with files {'train': 'x'}, now it is {'train': 'y'}"),
+        ({"encoder": {"torch": "3"}}, "encoder {'torch': '2.15.0'}, now it is {'torch': '3'}"),
     ],
     ids=str,
 )
@@ -67,7 +71,8 @@ def test_a_cache_begun_with_other_settings_is_refused(
     ("kwargs", "message"),
     [
         ({"codebook_size": 65_537}, "codebook_size 65537 does not fit.*at most 65536"),
-        ({"num_crops": 0}, "num_crops is 0: expected at least 1"),
+        ({"num_crops": {"train": 0}}, "num_crops is 0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
         ({"shard_size": 0}, "shard_size is 0: expected at least 1"),
     ],
     ids=str,
@@ -87,8 +92,8 @@ def test_no_cache_names_the_command_that_makes_it(tmp_path: Path) -> None:
     [
         ("{", "is not valid JSON"),
         ("[]", "is not a JSON object"),
-        ('{"schema_version": 99}', "schema version 99, this varlit reads 1"),
-        ('{"schema_version": 1, "splits": {}}', "is damaged"),
+        ('{"schema_version": 1}', "schema version 1, this varlit reads 2: remove the folder"),
+        ('{"schema_version": 2, "splits": {}}', "is damaged"),
     ],
     ids=str,
 )
@@ -100,12 +105,30 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str, message: st
 
 def test_the_manifest_says_what_the_cache_holds(tmp_path: Path) -> None:
     begin_cache(tmp_path, SPEC)
-    manifest = merge_manifest(tmp_path, SPEC)
+    merge_manifest(tmp_path, SPEC, {"class_path": "x"})
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert (content["scales"], content["num_classes"]) == ([1, 2], 2)
-    assert content["splits"] == {"train": {"count": 0, "crops": 1, "shards": []}}
-    assert content["created"] == manifest.created
+    assert content["splits"] == {"train": {"count": 0, "skipped": 0, "shards": []}}
+    assert (content["num_crops"], content["files"]) == ({"train": 1}, {"train": "x"})
+    assert content["encoder"] == {"torch": "2.15.0"}
+    assert len(content["class_map_sha256"]) == 64
+    assert read_manifest(tmp_path).data == {"class_path": "x"}
+
+
+def test_a_manifest_whose_classes_were_changed_is_refused(tmp_path: Path) -> None:
+    begin_cache(tmp_path, SPEC)
+    merge_manifest(tmp_path, SPEC)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"dog"', '"cow"'))
+    with pytest.raises(UserError, match="class_names do not fit class_map_sha256"):
+        read_manifest(tmp_path)
+
+
+def test_one_crop_is_the_centre_and_several_are_random() -> None:
+    spec = change(num_crops={"train": 3, "val": 1})
+    assert list(spec.views("train")) == [1, 2, 3]
+    assert list(spec.views("val")) == [0]
 
 
 def test_a_finished_cache_refuses_another_tokenizer(tmp_path: Path) -> None:

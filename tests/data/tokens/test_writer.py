@@ -1,6 +1,6 @@
 import dataclasses
 from collections.abc import Collection
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from varlit.data.tokens.manifest import CacheSpec, begin_cache, read_manifest
-from varlit.data.tokens.module import open_tokens
+from varlit.data.tokens.reader import open_tokens
 from varlit.data.tokens.writer import TokenShardWriter, merge_manifest, missing_shards
 from varlit.errors import UserError
 
@@ -19,10 +19,11 @@ SPEC = CacheSpec(
     codebook_size=50_000,
     codebook_dim=8,
     class_names=("cat", "dog", "owl"),
-    num_crops=2,
+    num_crops={"train": 2, "val": 1},
     shard_size=4,
     num_images={"train": 10, "val": 3},
     transform={"image_size": 32},
+    batch_size=5,  # two images with both crops
 )
 
 
@@ -36,7 +37,6 @@ def encode(
     spec: CacheSpec = SPEC,
     rank: int = 0,
     world_size: int = 1,
-    batch_size: int = 3,
     broken: Collection[int] = (),
     max_batches: int | None = None,
 ) -> list[int]:
@@ -44,10 +44,8 @@ def encode(
     encoded: list[int] = []
     for split in spec.num_images:
         writer = TokenShardWriter(folder, split, spec, rank, world_size)
-        rows = [(int(i), a) for i in writer.pending_ids() for a in range(spec.num_crops)]
-        starts = list(range(0, len(rows), batch_size))[:max_batches]
-        for start in starts:
-            batch = rows[start : start + batch_size]
+        for index in islice(writer.pending().batches(0), max_batches):
+            batch = list(zip(index.ids.tolist(), index.views.tolist(), strict=True))
             encoded += [i for i, _ in batch]
             writer.add(
                 torch.tensor([pyramid(i, a) for i, a in batch]),
@@ -79,7 +77,7 @@ def test_what_is_read_is_what_was_written_on_any_number_of_processes(
     assert (manifest.count("train"), manifest.count("val")) == (10, 3)
     shards, labels = everything(tmp_path)
     assert [len(shard) for shard in shards] == [4, 4, 2]
-    assert list(chain(*shards)) == [[pyramid(i, 0), pyramid(i, 1)] for i in range(10)]
+    assert list(chain(*shards)) == [[pyramid(i, 1), pyramid(i, 2)] for i in range(10)]
     assert labels == [i % 3 for i in range(10)]
     back = read_manifest(tmp_path)
     assert back.spec == SPEC
@@ -91,14 +89,14 @@ def test_the_files_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> N
     for world_size in (1, 3):
         folder = begun(tmp_path / str(world_size))
         for rank in range(world_size):
-            encode(folder, rank=rank, world_size=world_size, batch_size=world_size + 1)
+            encode(folder, rank=rank, world_size=world_size)
         contents.append({p.name: p.read_bytes() for p in folder.iterdir()})
     assert contents[0] == contents[1]
 
 
 def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path: Path) -> None:
     begun(tmp_path)
-    encode(tmp_path, batch_size=1, max_batches=11)  # 4 images x 2 crops, and a part of the next
+    encode(tmp_path, max_batches=3)  # a shard and a half
     assert missing_shards(tmp_path, SPEC) == ["train-00001", "train-00002"]
     with pytest.raises(UserError, match=r"1 of 3 train shards.*run the same command again"):
         merge_manifest(tmp_path, SPEC)
@@ -109,7 +107,7 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path: Path) -> Non
     merge_manifest(tmp_path, SPEC)
     assert encode(tmp_path) == []
     assert list(chain(*everything(tmp_path)[0])) == [
-        [pyramid(i, 0), pyramid(i, 1)] for i in range(10)
+        [pyramid(i, 1), pyramid(i, 2)] for i in range(10)
     ]
 
 
@@ -133,13 +131,16 @@ def test_broken_images_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_nothing_temporary_is_left_behind(tmp_path: Path) -> None:
-    encode(begun(tmp_path))
+    begun(tmp_path)
+    left = tmp_path / f".train-00001.tokens.npy.{'0f' * 16}"  # by a process that was killed
+    left.write_bytes(b"half")
+    encode(tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_the_largest_token_fits(tmp_path: Path) -> None:
     spec = dataclasses.replace(
-        SPEC, codebook_size=65_536, num_crops=1, num_images={"train": 1}, scales=(1,)
+        SPEC, codebook_size=65_536, num_crops={"train": 1}, num_images={"train": 1}, scales=(1,)
     )
     begin_cache(tmp_path, spec)
     one = torch.tensor([0])

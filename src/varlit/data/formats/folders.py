@@ -1,8 +1,7 @@
-"""Listing a tree of class folders: root/<class>/.../<image>, hidden and other files ignored."""
+"""A tree of class folders: root/<class>/.../<image>, hidden and other files ignored."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from varlit.data.formats.encoded import EncodedImages
+from varlit.data.formats.folder_index import list_names
 from varlit.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -39,24 +40,50 @@ class ClassFolders:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, row: int) -> Path:
-        """Return the full path of an image."""
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.root)
+
+    def read(self, row: int) -> Path:
+        """Return the file of a row."""
         return self.root / os.fsdecode(self.names[row].item())
 
-    def digest(self) -> str:
-        """Return a sha256 of names and labels, which changes when a file comes or goes."""
-        content = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape"))
-        content.update(b"\n".join(self.names.tolist()))
-        content.update(self.labels.astype("<i8").tobytes())
-        return content.hexdigest()
+    def where(self, row: int) -> str:
+        """Return the path of a row."""
+        return str(self.read(row))
 
     def take(self, rows: np.ndarray) -> ClassFolders:
         """Return the tree with only some of its images."""
         return ClassFolders(self.root, self.class_names, self.names[rows], self.labels[rows])
 
 
+def open_folders(root: str, val_root: str = "") -> dict[str, EncodedImages]:
+    """Open root/train and root/val, or the class folders of root alone.
+
+    Args:
+        root: The folder.
+        val_root: Class folders to validate on, where they lie elsewhere.
+
+    Returns:
+        "train" and, if there is one, "val".
+
+    Raises:
+        UserError: As `list_class_folders`, or if there is a val folder without a train folder.
+    """
+    folder = Path(root).expanduser()
+    has_train = (folder / "train").is_dir()
+    if (folder / "val").is_dir() and not has_train:
+        raise UserError(f"'{folder}' has a val folder but no train folder beside it: add one.")
+    train = list_class_folders(folder / "train" if has_train else folder)
+    val_folder = Path(val_root).expanduser() if val_root else folder / "val"
+    if not val_root and not (has_train and val_folder.is_dir()):
+        return {"train": train}
+    return {"train": train, "val": list_class_folders(val_folder, train.class_names)}
+
+
 def list_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -> ClassFolders:
-    """List the images below `root`.
+    """List the images below `root`, or recall them where nothing has changed since the last time.
 
     Args:
         root: Folder with one sub-folder for each class.
@@ -74,49 +101,22 @@ def list_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -
             f"'{root}' has {len(unknown)} class folder(s) that the training set lacks, such as "
             f"'{unknown[0]}': both sets need the same class folders."
         )
-    label_of = {name: label for label, name in enumerate(known)}
-    names: list[bytes] = []
-    labels: list[int] = []
-    empty: list[str] = []
-    for folder in found:
-        images = _images_below(root, folder)
-        names += images
-        labels += [label_of[folder]] * len(images)
-        if not images:
-            empty.append(folder)
-    if not names:
+    listed = list_names(root, found, IMAGE_SUFFIXES)
+    counts = [len(names) for names in listed]
+    if not any(counts):
         raise UserError(
             f"no image in the {len(found)} class folders of '{root}': expected files that end in "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    if empty:
+    if not all(counts):
+        empty = [folder for folder, count in zip(found, counts, strict=True) if not count]
         warnings.warn(
             f"'{root}' has {len(empty)} class folder(s) without an image, such as '{empty[0]}'.",
             stacklevel=2,
         )
-    return ClassFolders(root, known, np.array(names), np.array(labels, dtype=np.int64))
-
-
-def hold_out(tree: ClassFolders, fraction: float) -> tuple[ClassFolders, ClassFolders]:
-    """Split off a validation set that depends on the file names alone.
-
-    Returns:
-        The training images and the held-out ones, at least one image each.
-
-    Raises:
-        UserError: If there is only one image.
-    """
-    if len(tree) < 2:
-        raise UserError(
-            f"'{tree.root}' has one image, which leaves none to validate on: add images, "
-            "or set val_fraction to 0."
-        )
-    keys = [hashlib.blake2b(name, digest_size=8).digest() for name in tree.names.tolist()]
-    num_held_out = min(max(1, round(fraction * len(tree))), len(tree) - 1)
-    ranked = np.argsort(np.array(keys), kind="stable")
-    held_out = np.zeros(len(tree), dtype=bool)
-    held_out[ranked[:num_held_out]] = True
-    return tree.take(np.flatnonzero(~held_out)), tree.take(np.flatnonzero(held_out))
+    label_of = {name: label for label, name in enumerate(known)}
+    labels = np.array([label_of[folder] for folder in found], dtype=np.int64)
+    return ClassFolders(root, known, np.concatenate(listed), np.repeat(labels, counts))
 
 
 def _class_folder_names(root: Path) -> list[str]:
@@ -137,18 +137,6 @@ def _class_folder_names(root: Path) -> list[str]:
             f"With a single class, move them to '{root / 'all'}'."
         )
     raise UserError(f"'{root}' is empty: {LAYOUT}.")
-
-
-def _images_below(root: Path, folder: str) -> list[bytes]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot list '{error.filename}': {error.strerror}.") from error
-
-    images = []
-    for parent, folders, files in os.walk(root / folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(parent, root)
-        images += [os.fsencode(os.path.join(inside, name)) for name in files if _is_image(name)]
-    return sorted(images)
 
 
 def _is_image(name: str) -> bool:

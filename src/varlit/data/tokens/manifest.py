@@ -4,25 +4,29 @@ A cache folder holds `spec.json` (what it is made from, written first), for each
 `<split>-00000.tokens.npy` uint16 (n, crops, L), `.labels.npy` int32 (n,), `.ids.npy` int64 (n,)
 and a `.json` that marks it as finished, `tokenizer/`, and `manifest.json`, written last. Shard s
 covers the dataset's ids s * shard_size .. (s + 1) * shard_size - 1, so what is in a file does not
-depend on how many processes wrote the cache.
+depend on how many processes wrote the cache. No file holds a time or a place: the same images,
+tokenizer, settings and machine give the same bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from varlit.data.order import EncodingBatches
 from varlit.data.whole_files import read_json, write_json
 from varlit.errors import UserError
 from varlit.ops.scales import Scales
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE, SPEC_FILE, TOKENIZER_FOLDER = "manifest.json", "spec.json", "tokenizer"
 ARRAYS = ("tokens", "labels", "ids")
 MAX_CODES = 2**16
+DEFAULT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,13 @@ class CacheSpec:
         codebook_size: V, at most 65,536.
         codebook_dim: Dimension of a code.
         class_names: Names in the order of the labels.
-        num_crops: Views of each image; the first is the centre crop.
+        num_crops: Views of each image, by split: one is the centre crop, several are random ones.
         shard_size: Ids that a shard covers.
         num_images: Images of each split, broken ones included.
-        transform: How pixels were made, as the data module describes it.
+        transform: How pixels were made and random views drawn, as the data module describes it.
+        files: Checksum of the ordered list of images of each split, where images are files.
+        encoder: What the rounding depended on, see `varlit.data.tokens.rounding`.
+        batch_size: Most views that were encoded at once.
     """
 
     tokenizer_hash: str
@@ -46,10 +53,13 @@ class CacheSpec:
     codebook_size: int
     codebook_dim: int
     class_names: tuple[str, ...]
-    num_crops: int
+    num_crops: Mapping[str, int]
     shard_size: int
     num_images: Mapping[str, int]
     transform: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = DEFAULT_BATCH_SIZE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -59,14 +69,30 @@ class CacheSpec:
                 f"codebook_size {self.codebook_size} does not fit the cache's 16-bit tokens: "
                 f"expected at most {MAX_CODES}."
             )
-        for name in ("num_crops", "shard_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: expected at least 1.")
+        sizes = {"shard_size": self.shard_size, "batch_size": self.batch_size}
+        for name, size in [*sizes.items(), *(("num_crops", n) for n in self.num_crops.values())]:
+            if size < 1:
+                raise UserError(f"{name} is {size}: expected at least 1.")
 
     @property
     def num_tokens(self) -> int:
         """L, the tokens of one pyramid."""
         return Scales(self.scales).num_tokens
+
+    @property
+    def class_map_sha256(self) -> str:
+        """Checksum of the names and their labels."""
+        content = json.dumps(dict(enumerate(self.class_names)))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def views(self, split: str) -> range:
+        """Return the views of each image, see `varlit.data.draws`, in the order of the crops."""
+        return range(1) if self.num_crops[split] == 1 else range(1, self.num_crops[split] + 1)
+
+    def batches(self, split: str, shards: list[int]) -> EncodingBatches:
+        """Return the batches in which shards are encoded."""
+        ids = [self.shard_ids(split, shard) for shard in shards]
+        return EncodingBatches(ids, self.views(split), self.batch_size)
 
     def num_shards(self, split: str) -> int:
         """Return the number of shards of a split."""
@@ -113,15 +139,13 @@ class Manifest:
         folder: Where it lies.
         spec: What it is made from.
         splits: Finished shards of each split, in order.
-        torch_version: Version that encoded it.
-        created: UTC time of the merge.
+        data: Data module that read the images, `class_path` and `init_args`; empty if unknown.
     """
 
     folder: Path
     spec: CacheSpec
     splits: Mapping[str, tuple[ShardRecord, ...]]
-    torch_version: str
-    created: str
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, split: str) -> int:
         """Return the number of images of a split."""
@@ -131,10 +155,10 @@ class Manifest:
         """Return the number of broken images that were left out of a split."""
         return sum(shard.skipped for shard in self.splits[split])
 
-    def num_bytes(self) -> int:
-        """Return the size of all arrays in bytes."""
+    def num_bytes(self, *arrays: str) -> int:
+        """Return the size of all files in bytes, or of those of some arrays."""
         shards = [shard for split in self.splits.values() for shard in split]
-        return sum(sum(shard.num_bytes.values()) for shard in shards)
+        return sum(shard.num_bytes[array] for shard in shards for array in arrays or ARRAYS)
 
     def require_tokenizer(self, tokenizer_hash: str) -> None:
         """Check that the cache was made by this tokenizer.
@@ -169,8 +193,10 @@ def read_manifest(folder: Path | str) -> Manifest:
             for split, record in content["splits"].items()
         }
         spec = CacheSpec(**{name: content[name] for name in CacheSpec.__dataclass_fields__})
-        return Manifest(folder, spec, splits, content["torch_version"], content["created"])
-    except (KeyError, TypeError, AttributeError) as error:
+        if content["class_map_sha256"] != spec.class_map_sha256:
+            raise ValueError("class_names do not fit class_map_sha256")
+        return Manifest(folder, spec, splits, content["data"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"'{folder / MANIFEST_FILE}' is damaged ({error!r}): remove it and run {command}."
         ) from error
@@ -181,7 +207,7 @@ def write_manifest(manifest: Manifest) -> None:
     splits = {
         split: {
             "count": manifest.count(split),
-            "crops": manifest.spec.num_crops,
+            "skipped": manifest.skipped(split),
             "shards": [asdict(shard) for shard in shards],
         }
         for split, shards in manifest.splits.items()
@@ -190,9 +216,9 @@ def write_manifest(manifest: Manifest) -> None:
         "schema_version": SCHEMA_VERSION,
         **asdict(manifest.spec),
         "num_classes": len(manifest.spec.class_names),
+        "class_map_sha256": manifest.spec.class_map_sha256,
+        "data": manifest.data,
         "splits": splits,
-        "torch_version": manifest.torch_version,
-        "created": manifest.created,
     }
     write_json(manifest.folder / MANIFEST_FILE, content)
 
@@ -211,7 +237,7 @@ def begin_cache(folder: Path, spec: CacheSpec) -> None:
     except OSError as error:
         raise UserError(f"cannot make the folder '{folder}': {error.strerror}.") from error
     path = folder / SPEC_FILE
-    content = json.loads(json.dumps(asdict(spec)))
+    content = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(spec)}))
     if not path.is_file():
         write_json(path, content)
         return

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from varlit.data.order import EncodingBatches
 from varlit.data.tokens.manifest import (
     ARRAYS,
     CacheSpec,
@@ -22,6 +23,9 @@ from varlit.data.tokens.manifest import (
 )
 from varlit.data.whole_files import read_json, write_bytes, write_json
 from varlit.errors import UserError
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+"""How `varlit.data.whole_files` names what is not whole yet."""
 
 
 class TokenShardWriter:
@@ -44,23 +48,23 @@ class TokenShardWriter:
         self.folder, self.split, self.spec = folder, split, spec
         own = range(rank, spec.num_shards(split), world_size)
         self._pending = [s for s in own if read_shard(folder, spec, split, s) is None]
+        for shard in self._pending:
+            # Of a process that was killed; no other one writes this shard.
+            remove_leftovers(folder, spec.shard_stem(split, shard))
         self._filling: _Filling | None = None
 
-    def pending_ids(self) -> np.ndarray:
-        """Return the dataset ids that this rank still has to encode, ascending, (n,) int64."""
-        ranges = [self.spec.shard_ids(self.split, shard) for shard in self._pending]
-        return np.concatenate(
-            [np.zeros(0, np.int64), *(np.arange(r.start, r.stop, dtype=np.int64) for r in ranges)]
-        )
+    def pending(self) -> EncodingBatches:
+        """Return the batches that this rank still has to encode, in the order that `add` wants."""
+        return self.spec.batches(self.split, self._pending)
 
     def add(self, tokens: Tensor, labels: Tensor, ids: Tensor, crops: Tensor) -> None:
-        """Take rows in the order of `pending_ids`, all crops of an id next to each other.
+        """Take rows in the order of `pending`, all crops of an id next to each other.
 
         Args:
             tokens: (B, L) integers below the codebook size.
             labels: (B,) integers.
             ids: (B,) dataset ids; -1 - id marks an image that could not be read.
-            crops: (B,) integers, 0 .. num_crops - 1.
+            crops: (B,) integers, the views that they show.
 
         Raises:
             UserError: If a label is none of the classes.
@@ -68,7 +72,7 @@ class TokenShardWriter:
         codes, marked = tokens.cpu().numpy(), ids.cpu().numpy()
         classes, views = labels.cpu().numpy(), crops.cpu().numpy()
         assert codes.shape[1] == self.spec.num_tokens, codes.shape
-        assert codes.size == 0 or codes.max() < self.spec.codebook_size
+        assert codes.size == 0 or 0 <= codes.min() <= codes.max() < self.spec.codebook_size
         broken = marked < 0
         true_ids = np.where(broken, -1 - marked, marked)
         check_labels(
@@ -83,7 +87,7 @@ class TokenShardWriter:
             filling = self._filling_of(int(shard))
             filling.add(
                 true_ids[rows],
-                views[rows],
+                views[rows] - self.spec.views(self.split).start,
                 codes[rows],
                 classes[rows],
                 broken[rows],
@@ -94,7 +98,11 @@ class TokenShardWriter:
 
     def _filling_of(self, shard: int) -> _Filling:
         if self._filling is None:
-            self._filling = _Filling(self.spec, self.spec.shard_ids(self.split, shard))
+            self._filling = _Filling(
+                self.spec.shard_ids(self.split, shard),
+                self.spec.num_crops[self.split],
+                self.spec.num_tokens,
+            )
         assert self._filling.first == shard * self.spec.shard_size, "rows come shard by shard"
         return self._filling
 
@@ -106,7 +114,7 @@ class TokenShardWriter:
             "ids": good + filling.first,
         }
         stem = self.spec.shard_stem(self.split, shard)
-        contents = {name: _npy(array) for name, array in arrays.items()}
+        contents = {name: npy_bytes(array) for name, array in arrays.items()}
         record = ShardRecord(
             stem,
             count=len(good),
@@ -142,8 +150,15 @@ def missing_shards(folder: Path, spec: CacheSpec) -> list[str]:
     ]
 
 
-def merge_manifest(folder: Path, spec: CacheSpec) -> Manifest:
+def merge_manifest(
+    folder: Path, spec: CacheSpec, data: Mapping[str, Any] | None = None
+) -> Manifest:
     """Join the finished shards of all processes to a cache; for one process, after a barrier.
+
+    Args:
+        folder: The cache.
+        spec: What it is made from.
+        data: Data module that read the images, see `Manifest`.
 
     Raises:
         UserError: If a shard is not finished.
@@ -158,10 +173,21 @@ def merge_manifest(folder: Path, spec: CacheSpec) -> Manifest:
                 "run the same command again to go on."
             )
         splits[split] = finished
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest = Manifest(folder, spec, splits, torch.__version__, now)
+    manifest = Manifest(folder, spec, splits, data or {})
     write_manifest(manifest)
     return manifest
+
+
+def remove_leftovers(folder: Path, stem: str = "") -> None:
+    """Remove what a killed process left under temporary names; nobody may be writing there now.
+
+    Args:
+        folder: The cache.
+        stem: Beginning of the names of the files that were to appear.
+    """
+    for path in folder.glob(f".{stem}*"):
+        if path.is_file() and TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str], where: str, remedy: str) -> None:
@@ -187,12 +213,12 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], where: str, rem
 class _Filling:
     """A shard on its way to being complete."""
 
-    def __init__(self, spec: CacheSpec, ids: range) -> None:
+    def __init__(self, ids: range, num_crops: int, num_tokens: int) -> None:
         self.first = ids.start
-        self.tokens = np.zeros((len(ids), spec.num_crops, spec.num_tokens), dtype=np.uint16)
+        self.tokens = np.zeros((len(ids), num_crops, num_tokens), dtype=np.uint16)
         self.labels = np.zeros(len(ids), dtype=np.int32)
         self.broken = np.zeros(len(ids), dtype=bool)
-        self.seen = np.zeros((len(ids), spec.num_crops), dtype=bool)
+        self.seen = np.zeros((len(ids), num_crops), dtype=bool)
 
     def add(
         self,
@@ -209,7 +235,8 @@ class _Filling:
         self.seen[rows, crops] = True
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Return an array as the content of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
