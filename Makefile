@@ -99,10 +99,18 @@ doctor: $(READY) ## Check machine, packages, data and weights
 bench: $(READY) ## Benchmarks on the CPU  ARGS="--out benchmarks/results" keeps the tables
 	$(VENV)/bin/python benchmarks/tokenizer_step.py --device cpu $(ARGS)
 	$(VENV)/bin/python benchmarks/tokenizer_parts.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/var_step.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/var_parts.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/image_reading.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/token_reading.py --device cpu $(ARGS)
 
 bench-gpu: $(READY) ## Benchmarks on the GPU
 	$(VENV)/bin/python benchmarks/tokenizer_step.py --device cuda $(ARGS)
 	$(VENV)/bin/python benchmarks/tokenizer_parts.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/var_step.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/var_parts.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/image_reading.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/token_reading.py --device cuda $(ARGS)
 
 clean: ## Remove caches and builds (never runs/, data/ or .venv)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist

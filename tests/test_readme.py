@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 
 from varlit.checkpoints.official import official_state, save_official
+from varlit.cli import cache as cache_verb
 from varlit.cli import convert, doctor, evaluate, quickstart, reconstruct, sample
 from varlit.cli import main as command_line
 from varlit.cli.recipes import option_value, read_yaml, run_name
@@ -40,6 +41,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 MODULES = {"tokenizer": TokenizerModule, "var": VARModule}
 VERB_MODULES = (convert, doctor, evaluate, quickstart, reconstruct, sample)
 VERB_PARSERS = [module.build_parser() for module in VERB_MODULES]
+VERB_PARSERS += [parser() for parser, _ in cache_verb.VERBS.values()]
 # These take minutes, or the weights of Inception.
 PARSED_ONLY = {"evaluate": evaluate, "quickstart": quickstart}
 MAX_README_LINES, MAX_NOT_RUN = 220, 5
@@ -163,6 +165,11 @@ def check(words: list[str]) -> None:
     """Run a command if it is cheap, else all of it that comes before the work."""
     if words[0] in PARSED_ONLY:
         PARSED_ONLY[words[0]].build_parser().parse_args(words[1:])
+    elif words[0] == "cache":
+        if not Path("runs/tok").exists():
+            save_tokenizer(VQVAE(TOY_TOKENIZER), Path("runs/tok"))
+            run(*["tokenizer", "predict", "-c", "digits", "--name", "tok", "--gpus", "0"])
+        run(*words)
     elif words[0] not in MODULES:
         # One image of each class shows that the command works.
         run(*words, *(["--per_class", "1"] if words[0] == "sample" else []))

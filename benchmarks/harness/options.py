@@ -123,7 +123,7 @@ def compete(benchmark: Benchmark, args: argparse.Namespace, words: Sequence[str]
     settings = dict(benchmark.settings)
     if args.peak_tflops:
         _say("counting operations")
-        flops = {rival.name: flops_per_image(rival) for rival in rivals if rival.is_counted}
+        flops = {r.name: r.flops_per_image or flops_per_image(r) for r in rivals if r.is_counted}
         settings["assumed peak"] = f"{args.peak_tflops:g} TFLOP/s"
     _say(f"timing, {args.rounds} rounds")
     timings = race(rivals, args.rounds, benchmark.lap_s if args.lap_s is None else args.lap_s)

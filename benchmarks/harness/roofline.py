@@ -3,18 +3,20 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.stopwatch import Lap, Rival
-
-# Dense bf16 matrix products by the makers' data sheets, in TFLOP/s, by a part of the name.
-BF16_PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
+from harness.stopwatch import Lap, Rival, lap_of
+from varlit.ops.costs import card_peak_tflops as peak_of
 
 
 def card_peak_tflops(device: torch.device) -> float:
     """What the card can do at most in bf16; 0 where it is not in the table."""
-    if device.type != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in BF16_PEAK_TFLOPS.items() if part in name), 0.0)
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
+
+
+def measured_tflops(device: torch.device, side: int = 8192, rounds: int = 5) -> float:
+    """What the device reaches in a bf16 product of random matrices, in TFLOP/s: its best round."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    lap = lap_of(lambda: a @ b, device, num_skipped=3)
+    return 2 * side**3 / min(lap(10) for _ in range(rounds)) / 1e12
 
 
 def flops_per_image(rival: Rival) -> float:

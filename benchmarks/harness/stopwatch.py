@@ -30,6 +30,8 @@ class Rival:
     """Name of the rival that it is compared with; "" = none."""
     is_counted: bool = True
     """Whether its operations are set against the card's limit in bf16."""
+    flops_per_image: float = 0.0
+    """Operations by formula; 0 = torch counts those of a run."""
 
 
 @dataclass(frozen=True)

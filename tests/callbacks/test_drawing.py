@@ -93,11 +93,20 @@ def test_samples_ask_for_the_same_classes_and_seed_every_time(
     make_module, make_trainer, digits, run
 ):
     module = make_module()
-    samples = Samples(4, classes=[3, 7], columns=2, cfg_scale=2.0, seed=5)
+    samples = Samples(4, classes=[3, 7], columns=2, cfg_scale=2.0, seed=5, sweep=())
     make_trainer(samples, limit_val_batches=0).fit(module, digits)
     assert module.asked == [([3, 3, 7, 7], 5, 2.0, False)] * 5
     assert steps_of(run / "pictures" / "samples") == [0, 1, 2, 4, 5]
     assert steps_of(run / "pictures" / "growing") == [0, 1, 2, 4, 5]
+
+
+def test_a_sweep_draws_the_same_seeds_at_every_guidance(make_module, make_trainer, digits, run):
+    module = make_module()
+    samples = Samples(4, classes=[3, 7], columns=1, seed=5, sweep=(0.0, 4.0))
+    make_trainer(samples, limit_val_batches=0, max_steps=1).fit(module, digits)
+    one_picture = [([3, 7], 5, 1.5, False), ([3, 7], 5, 0.0, False), ([3, 7], 5, 4.0, False)]
+    assert module.asked == one_picture * 2
+    assert steps_of(run / "pictures" / "guidance") == [0, 1]
 
 
 def test_a_class_that_the_model_lacks_is_refused_before_training(make_module, make_trainer, digits):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +145,23 @@ def test_sigusr1_saves_and_goes_on(tmp_path, straight, capsys):
     assert "at step 7; going on" in capsys.readouterr().out
     assert digest(module) == straight
     assert module.interrupt.signal_number == 0
+
+
+def test_a_signal_while_processes_ask_each_other_is_obeyed_at_the_next_step(monkeypatch):
+    callback, saved = SaveOnInterrupt(), []
+    trainer = SimpleNamespace(is_global_zero=True, global_step=1)
+    callback._group = "of both processes"
+
+    def all_reduce(told, *_, **__):
+        callback.signal_number = signal.SIGTERM  # what a handler does, amid the exchange
+
+    monkeypatch.setattr("varlit.callbacks.interrupt.dist.all_reduce", all_reduce)
+    monkeypatch.setattr("varlit.callbacks.interrupt.save_last", saved.append)
+    callback._obey(trainer)
+    assert saved == [], "the other process knows of nothing yet"
+    with pytest.raises(SystemExit):
+        callback._obey(trainer)
+    assert saved == [trainer]
 
 
 def test_a_second_signal_stops_at_once_without_saving(tmp_path, capfd):

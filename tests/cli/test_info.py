@@ -1,6 +1,8 @@
 """`varlit info`: exact counts, sane estimates, by recipe and by run."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from torch import nn
 
 from varlit.cli import main as command_line
-from varlit.cli.costs import count, traced
+from varlit.cli.costs import var_card
 from varlit.cli.info import find_settings, merge, parse_overrides
+from varlit.cli.tracing import count, traced
 from varlit.errors import UserError
 from varlit.models.initialization import shapes_only
 
@@ -87,3 +90,56 @@ def test_a_trace_counts_operations_and_what_autograd_keeps() -> None:
     assert found.flops == 2 * 3 * (8 * 16 + 16 * 4)
     # The input of the first layer and the output of the ReLU, in fp32; weights are not counted.
     assert found.saved_bytes == 4 * (3 * 8 + 3 * 16)
+
+
+MEASURED_STEP = """
+import resource, sys, torch
+from varlit.losses.next_scale import next_scale_loss
+from varlit.models.config import TokenizerConfig, VARConfig
+from varlit.models.var import VAR
+
+def peak_bytes():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+batch = int(sys.argv[1])
+before = peak_bytes()
+tokenizer = TokenizerConfig(codebook_size=1024)
+var = VAR(VARConfig(depth=6, width=384, num_heads=6, drop_path=0.0), tokenizer, 10)
+optimizer = torch.optim.AdamW(var.parameters(), fused=True)
+tokens = torch.randint(1024, (batch, 680))
+inputs = torch.randn(batch, 679, 32)
+for _ in range(2):
+    logits = var(torch.zeros(batch, dtype=torch.long), inputs)
+    next_scale_loss(logits, tokens, var.scales).loss.backward()
+    optimizer.step()
+print(peak_bytes() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+def test_the_memory_estimate_is_near_the_measured_peak(tmp_path: Path) -> None:
+    settings = {
+        "model": {
+            "var": {"depth": 6, "width": 384, "num_heads": 6, "drop_path": 0.0},
+            "optim": {"ema_decay": 0.0},
+        },
+        "data": {"tokens": "none", "batch_size": 8},
+        "trainer": {"precision": "32-true", "max_epochs": 1},
+    }
+    told = var_card(settings)
+    sizes = re.search(r"about (\S+) (\w)iB for .* and (\S+) (\w)iB for each image", told)
+    assert sizes is not None, told
+    units = {"M": 2**20, "G": 2**30}
+    states = float(sizes[1]) * units[sizes[2]]
+    per_image = float(sizes[3]) * units[sizes[4]]
+    peaks = {}
+    for batch in (2, 8):
+        command = [sys.executable, "-c", MEASURED_STEP, str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[batch] = int(done.stdout)
+    # The difference of two batches is free of what torch itself takes at first use.
+    assert (peaks[8] - peaks[2]) / 6 == pytest.approx(per_image, rel=0.3)
+    assert peaks[8] == pytest.approx(states + 8 * per_image, rel=0.3)

@@ -137,3 +137,11 @@ def test_classes_are_read_by_number_and_by_name():
     assert parse_classes("", 3, []) == [0, 1, 2]
     with pytest.raises(UserError, match=r"expected 0\.\.2"):
         parse_classes("3", 3, [])
+
+
+def test_names_of_classes_are_found_whatever_their_case():
+    names = ["Dogs", "cats", "Crane", "crane"]
+    assert parse_classes("dogs, CATS,Dogs", 4, names) == [0, 1, 0]
+    assert parse_classes("crane,Crane", 4, names) == [3, 2]
+    with pytest.raises(UserError, match=r"got `CRANE`, expected 0\.\.3 or names such as Dogs"):
+        parse_classes("CRANE", 4, names)

@@ -48,6 +48,15 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert DropPath(0.0)(x) is x
 
 
+def test_drop_path_keeps_the_type_and_does_not_round_its_factor():
+    x = torch.ones(4000, 1, 64, dtype=torch.bfloat16)
+    x[..., ::2] = 1.0078125  # the next number; times 1 / 0.93 it rounds the other way
+    dropped = DropPath(0.07)(x)
+    assert dropped.dtype == torch.bfloat16
+    expected = (x[:1].float() / 0.93).bfloat16()
+    assert torch.equal(dropped[dropped[:, 0, 0] > 0].unique(dim=0), expected)
+
+
 def plain_attention(layer, x, mask, scale, normalise):
     q_bias, v_bias = layer.q_bias, layer.v_bias
     q, k, v = (x @ layer.qkv.weight.T).chunk(3, dim=-1)
@@ -109,3 +118,35 @@ def test_shared_adaln_adds_an_offset_of_the_block():
     shared = torch.randn(2, 6, 32)
     m = block.modulation(shared)
     torch.testing.assert_close(m.gate_mlp[:, 0], shared[:, 1] + block.adaln_offset[0, 1])
+
+
+def test_a_condition_is_read_as_its_modulation():
+    block = Block(CONFIG, drop_path=0.0)
+    x, condition = torch.randn(2, 3, 32), torch.randn(2, 32)
+    assert torch.equal(block(x, condition), block(x, block.modulation(condition)))
+
+
+def test_stochastic_depth_closes_both_gates_each_by_itself_while_training():
+    block = Block(CONFIG, drop_path=0.25)
+    torch.nn.init.ones_(block.adaln.bias)
+    torch.nn.init.zeros_(block.adaln.weight)
+    condition = torch.randn(4000, 32)
+    m = block.modulation(condition)
+    for gate in (m.gate_attention, m.gate_mlp):
+        assert sorted(gate.unique().tolist()) == pytest.approx([0, 1 / 0.75])
+        assert (gate == 0).all(dim=2).float().mean().item() == pytest.approx(0.25, abs=0.04)
+    both = ((m.gate_attention == 0) & (m.gate_mlp == 0))[:, 0, 0].float().mean().item()
+    assert both == pytest.approx(0.25**2, abs=0.02), "independent"
+    open_gates = block.eval().modulation(condition)
+    assert (open_gates.gate_attention == 1).all()
+    assert (open_gates.gate_mlp == 1).all()
+
+
+def test_a_closed_gate_leaves_the_image_as_it_was():
+    block = Block(CONFIG, drop_path=0.5)
+    x, condition = torch.randn(64, 3, 32), torch.randn(64, 32)
+    m = block.modulation(condition)
+    closed = ((m.gate_attention == 0) & (m.gate_mlp == 0))[:, 0, 0]
+    assert closed.any()
+    assert not closed.all()
+    assert torch.equal(closed, (block(x, m) == x).all(dim=2).all(dim=1))

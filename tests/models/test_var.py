@@ -1,12 +1,17 @@
+import importlib
 import math
+import shutil
 
 import pytest
 import torch
 from torch.nn import functional
 
 from varlit.errors import UserError
+from varlit.models.attention import flex_plan, plan_attention
+from varlit.models.blocks import Block
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.var import VAR
+from varlit.ops.scales import Scales
 
 VARIANTS = [
     {},
@@ -179,6 +184,169 @@ def test_labels_out_of_range_are_refused(make_var, labels, method):
 def test_inputs_of_another_shape_are_refused(make_var):
     with pytest.raises(UserError, match=r"must have shape \[2, 20, 8\].*got \[2, 21, 8\]"):
         make_var()(torch.tensor([0, 1]), torch.zeros(2, 21, 8))
+
+
+def learn(var, labels, inputs):
+    """Logits and gradients of a training pass, everything random from one seed."""
+    torch.manual_seed(1)
+    var.train().zero_grad()
+    logits = var(labels, inputs)
+    logits.float().square().mean().backward()
+    return [logits.detach(), *(parameter.grad.clone() for parameter in var.parameters())]
+
+
+def random_var(make_var, **changes):
+    """All that is random in training, at official scales."""
+    shape = {"scales": OFFICIAL_SIDES[256], "depth": 3, "drop_path": 0.4, "class_dropout": 0.5}
+    var = make_var(**(shape | changes))
+    with torch.no_grad():
+        for parameter in var.parameters():
+            parameter.mul_(0.3)  # tame, so that rounding stays small
+    return var, torch.tensor([0, 1, 2]), teacher(var, 3)
+
+
+def assert_equal_within_rounding(found, expected):
+    for ours, reference in zip(found, expected, strict=True):
+        scale = reference.abs().max().item()
+        torch.testing.assert_close(ours, reference, atol=1e-4 * scale + 1e-7, rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", [{}, {"shared_adaln": True}, {"qk_l2_norm": False}], ids=str)
+def test_logits_and_gradients_do_not_depend_on_the_way_to_attend(make_var, variant):
+    var, *batch = random_var(make_var, **variant)
+    var.use_attention("dense")
+    expected = learn(var, *batch)
+    for choice in ("segmented", "auto"):
+        var.use_attention(choice)
+        assert_equal_within_rounding(learn(var, *batch), expected)
+
+
+def test_a_way_to_attend_is_no_part_of_the_config_or_the_state(make_var):
+    var = make_var()
+    config, names = var.config, set(var.state_dict())
+    var.use_attention("dense")
+    assert var.attention_backend == "dense"
+    assert (var.config, set(var.state_dict())) == (config, names)
+    with pytest.raises(UserError, match="got `flash`"):
+        var.use_attention("flash")
+    assert var.attention_backend == "dense"
+
+
+def test_flex_on_a_cpu_is_refused_when_it_is_used(make_var):
+    var = make_var()
+    var.use_attention("flex")  # the network may be on its way to a GPU
+    with pytest.raises(UserError, match="needs a CUDA GPU"):
+        var(torch.tensor([0]), teacher(var, 1))
+
+
+@pytest.mark.parametrize("variant", [{}, {"shared_adaln": True}], ids=str)
+def test_checkpointing_keeps_less_and_changes_no_gradient(make_var, variant):
+    var, *batch = random_var(make_var, **variant)
+    kept = {}
+    for what in ("none", "blocks"):
+        var.checkpoint_activations = what
+        assert var.checkpoint_activations == what
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        ):
+            torch.manual_seed(1)
+            var.train()(*batch)
+        kept[what] = sum(sizes), learn(var, *batch)
+    assert kept["blocks"][0] < 0.3 * kept["none"][0]
+    assert_equal_within_rounding(kept["blocks"][1], kept["none"][1])
+
+
+def test_checkpointing_of_something_else_is_refused(make_var):
+    with pytest.raises(UserError, match="none or blocks; got `all`"):
+        make_var().checkpoint_activations = "all"
+
+
+@pytest.fixture
+def compiler():
+    """Torch's compiler; what is set for the process is put back afterwards."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    dynamo = importlib.import_module("torch._dynamo")
+    functorch = importlib.import_module("torch._functorch.config")
+    with functorch.patch(activation_memory_budget=1.0), dynamo.config.patch(optimize_ddp=True):
+        dynamo.reset()
+        dynamo.utils.counters.clear()
+        yield dynamo
+    dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("memory_budget", [1.0, 0.4])
+def test_compiled_blocks_are_one_graph_and_change_no_gradient(make_var, compiler, memory_budget):
+    var, *batch = random_var(make_var, scales=(1, 2, 3, 4))
+    expected = learn(var, *batch)
+    var.compile_blocks(memory_budget=memory_budget)
+    found = learn(var, *batch)
+    graphs = compiler.utils.counters["stats"]
+    assert graphs["unique_graphs"] == 1
+    assert_equal_within_rounding(found, expected)
+    torch.manual_seed(2)
+    assert not torch.allclose(var(*batch), found[0]), "labels and depth are drawn anew"
+    var.checkpoint_activations = "blocks"
+    assert_equal_within_rounding(learn(var, *batch), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(cached(var.eval(), *batch), var(*batch))
+    assert graphs["unique_graphs"] == 1, "sampling stays eager"
+    var.compile_blocks("none")
+    assert all(block.compiled is None for block in var.blocks)
+    var.compile_blocks(memory_budget=memory_budget)
+    learn(var, *batch)
+    assert graphs["unique_graphs"] == 1, "what was compiled once is found again"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flex_and_segments_are_traced_once_for_all_blocks():
+    dynamo = importlib.import_module("torch._dynamo")
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    run = torch.compile(Block.transform, backend="eager", fullgraph=True, dynamic=False)
+    scales = Scales(OFFICIAL_SIDES[256])
+    blocks = [Block(VARConfig(depth=2, width=32, num_heads=2), p) for p in (0.0, 0.1, 0.3)]
+    x, condition = torch.randn(2, scales.num_tokens, 32), torch.randn(2, 32)
+    plans = [plan_attention(scales, "segmented"), flex_plan(scales, torch.device("cpu"))]
+    with torch.no_grad():
+        for block in blocks:
+            m = block.modulation(condition)
+            expected = block.transform(x, m, plan_attention(scales, "dense"))
+            for plan in plans:
+                torch.testing.assert_close(run(block, x, m, plan), expected, atol=1e-5, rtol=1e-4)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == len(plans)
+    dynamo.reset()
+
+
+@pytest.mark.gpu
+def test_a_pass_never_waits_for_the_gpu(make_var, make_tokenizer):
+    var, labels, _ = random_var(make_var)
+    quantizer = make_tokenizer(scales=OFFICIAL_SIDES[256]).requires_grad_(False).quantizer.cuda()
+    var, labels = var.cuda(), labels.cuda()
+    tokens = torch.randint(24, (3, 680), device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        learn(var, labels, quantizer.teacher_inputs(tokens))  # masks are made at the first pass
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            learn(var, labels, quantizer.teacher_inputs(tokens))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "reduce-overhead"}, "compile mode must be one of"),
+        ({"memory_budget": 1.5}, "memory_budget must lie in 0..1; got 1.5"),
+    ],
+)
+def test_modes_that_do_not_suit_a_block_are_refused(make_var, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_var().compile_blocks(**settings)
 
 
 def test_a_look_in_inference_mode_does_not_spoil_training(make_var):

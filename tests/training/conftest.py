@@ -93,7 +93,7 @@ def cache(tmp_path_factory):
         codebook_size=TOKENIZER.codebook_size,
         codebook_dim=TOKENIZER.codebook_dim,
         class_names=("cat", "dog", "owl"),
-        num_crops=1,
+        num_crops={"train": 1, "val": 1},
         shard_size=64,
         num_images={"train": 40, "val": 8},
         transform={},

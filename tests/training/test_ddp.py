@@ -91,6 +91,8 @@ def assert_alike(two, one):
     for ours, theirs in zip(curve, whole_curve, strict=True):
         assert ours.keys() == theirs.keys()
         for tag, value in theirs.items():
+            if tag.startswith(("speed/", "memory/")):
+                continue
             rel = 0.03 if "norm" in tag else 5e-3
             assert ours[tag] == pytest.approx(value, rel=rel, abs=1e-4), tag
 

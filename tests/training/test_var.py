@@ -1,11 +1,14 @@
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 
+from varlit.callbacks.completions import Completions
 from varlit.callbacks.samples import Samples
+from varlit.data.order import BatchIndex
 from varlit.errors import UserError
 from varlit.losses.next_scale import next_scale_loss
 from varlit.models.files import load_var
@@ -45,12 +48,17 @@ def test_training_logs_loss_and_accuracy_of_every_scale(make_var_module, make_tr
     assert seen["loss/last_scale"] == by_scale[-1]
     assert seen["optim/grad_norm"] > 0
     assert seen["optim/lr"] > 0
+    assert seen["optim/weight_decay"] == pytest.approx(0.05)
+    assert 0 < seen["optim/update_ratio"] < 1
+    assert seen["optim/clipped_share"] in (0, 1)
+    entropy = [seen[f"scale_entropy/{name}"] for name in ("01x01", "02x02", "04x04")]
+    assert all(0 < value <= math.log(24) + 1e-5 for value in entropy)
 
 
 def test_the_loss_is_that_of_teacher_forcing_with_the_true_inputs(make_var_module, tokens):
     module = make_var_module().eval()
     batch = next(iter(tokens.train_dataloader()))
-    loss, _ = module._loss(batch, module.network, with_accuracy=False)
+    loss = module._terms(batch, module.network, with_details=False).loss
     inputs = module.tokenizer.teacher_inputs(batch["tokens"])
     logits = module.network(batch["label"], inputs)
     expected = next_scale_loss(logits, batch["tokens"], tokens.scales).loss
@@ -76,7 +84,7 @@ def test_validation_never_drops_a_label(make_var_module, make_trainer, tokens):
     (found,) = make_trainer(limit_val_batches=1.0).validate(module, tokens, verbose=False)
     batches = list(tokens.val_dataloader())
     whole = {key: torch.cat([b[key] for b in batches]) for key in ("tokens", "label")}
-    expected, _ = module._loss(whole, module.average.eval(), with_accuracy=False)
+    expected = module._terms(whole, module.average.eval(), with_details=False).loss
     assert found["val/loss/mean"] == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -173,5 +181,27 @@ def test_label_smoothing_reaches_the_loss(make_var_module, tokens):
     for smoothing in (0.0, 0.5):
         module = make_var_module(label_smoothing=smoothing).eval()
         torch.nn.init.normal_(module.network.head.weight)
-        losses.append(module._loss(batch, module.network, with_accuracy=False)[0].item())
+        losses.append(module._terms(batch, module.network, with_details=False).loss.item())
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("num_known", [0, 1, 3])
+def test_a_completion_keeps_the_scales_that_are_given(
+    make_var_module, make_trainer, tokens, num_known
+):
+    module = make_var_module()
+    make_trainer(max_steps=1).fit(module, tokens)
+    pyramids = tokens.source("train")[BatchIndex(np.arange(3), np.zeros(3, int))]["tokens"]
+    images = module.complete(pyramids, LABELS, num_known)
+    assert images.shape == (3, 3, 16, 16)
+    if num_known == 3:
+        torch.testing.assert_close(images, module.tokenizer.decode(pyramids))
+    else:
+        assert not torch.allclose(images, module.tokenizer.decode(pyramids))
+
+
+def test_completions_are_drawn_of_held_out_images(make_var_module, make_trainer, tokens, tmp_path):
+    trainer = make_trainer(Completions(every_n_steps=2), max_steps=2)
+    trainer.fit(make_var_module(), tokens)
+    [*pictures] = (tmp_path / "pictures" / "completions").glob("*.png")
+    assert {path.stem for path in pictures} >= {"step-0000002"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -54,6 +54,12 @@ def undisturbed(network: Network) -> Iterator[Network]:
         finally:
             for part, training in flags:
                 part.training = training
+
+
+def gathered(pl_module: nn.Module) -> AbstractContextManager[None]:
+    """Let the first process see whole weights, however they are spread; all must enter."""
+    gather = getattr(pl_module, "gathered", None)
+    return nullcontext() if gather is None else gather()
 
 
 def publish(trainer: Trainer, tag: str, picture: np.ndarray) -> None:

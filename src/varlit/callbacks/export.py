@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from varlit.callbacks.drawing import gathered
 from varlit.callbacks.record import run_dir
 
 
@@ -27,5 +28,7 @@ class ExportWeights(Callback):
     ) -> None:
         """Export the weights that the checkpoint holds."""
         export = getattr(pl_module, "export", None)
-        if self.enabled and trainer.is_global_zero and export is not None:
-            export(run_dir(trainer))
+        if self.enabled and export is not None:
+            with gathered(pl_module):
+                if trainer.is_global_zero:
+                    export(run_dir(trainer))

@@ -124,18 +124,19 @@ class SaveOnInterrupt(Callback):
         return self._is_training and fitting and not trainer.sanity_checking
 
     def _obey(self, trainer: Trainer) -> None:
-        self._agree()
-        if not self._wants_save and not self.signal_number:
+        number, wants_save = self._agreed()
+        if not wants_save and not number:
             return
         self._wants_save = False
         path = save_last(trainer)
-        if not self.signal_number:
+        if not number:
             say_first(trainer, f"saved {path} at step {trainer.global_step:,}; going on")
             return
         say_first(
             trainer,
             f"saved {path} at step {trainer.global_step:,}; run the same command again to go on",
         )
+        self.signal_number = number
         raise SystemExit(self._exit_code())
 
     def _exit_code(self) -> int:
@@ -143,12 +144,16 @@ class SaveOnInterrupt(Callback):
         is_first = self._trainer is None or self._trainer.is_global_zero
         return 128 + self.signal_number if is_first else 0
 
-    def _agree(self) -> None:
-        """All processes learn what any of them was told, so that all act at the same step."""
+    def _agreed(self) -> list[int]:
+        """What any process was told, signal and save, so that all act at the same step.
+
+        What comes while they ask each other stays noted for the next step.
+        """
+        told = torch.tensor([self.signal_number, int(self._wants_save)])
         if self._group is not None:
-            told = torch.tensor([self.signal_number, int(self._wants_save)])
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
-            self.signal_number, self._wants_save = int(told[0]), bool(told[1])
+        numbers: list[int] = told.tolist()
+        return numbers
 
     def _take_over(self, *numbers: int) -> None:
         if threading.current_thread() is not threading.main_thread():

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from varlit.callbacks.drawing import Cadence, publish, undisturbed
+from varlit.callbacks.drawing import Cadence, gathered, publish, undisturbed
 from varlit.errors import UserError
 from varlit.viz import growing_strip, image_grid
 
@@ -31,6 +31,7 @@ class Samples(Callback):
         top_k: int = 0,
         top_p: float = 0.0,
         seed: int = 0,
+        sweep: tuple[float, ...] = (0.0, 1.5, 3.0, 5.0),
     ) -> None:
         """Plan the pictures.
 
@@ -42,10 +43,12 @@ class Samples(Callback):
             top_k: Draw among the k likeliest codes; 0 is all.
             top_p: Draw among the likeliest codes that hold this probability; 0 is all.
             seed: Seed of the drawing.
+            sweep: Guidances to compare in a picture of their own, one image a class; [] for none.
         """
         self.every_n_steps = every_n_steps
         self.classes, self.columns = classes, columns
         self.cfg_scale, self.top_k, self.top_p, self.seed = cfg_scale, top_k, top_p, seed
+        self.sweep = tuple(sweep)
         self._cadence = Cadence(every_n_steps)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,11 +77,13 @@ class Samples(Callback):
     def _draw_if_due(
         self, trainer: Trainer, pl_module: LightningModule, is_last: bool = False
     ) -> None:
-        if not trainer.is_global_zero or not self._cadence.is_due(trainer.global_step, is_last):
+        if not self._cadence.is_due(trainer.global_step, is_last):
             return
-        # The module, not the averaged network alone: `draw` may use any part of it.
-        with undisturbed(pl_module) as module:
-            self._draw(trainer, module)
+        with gathered(pl_module):
+            if trainer.is_global_zero:
+                # The module, not the averaged network alone: `draw` may use any part of it.
+                with undisturbed(pl_module) as module:
+                    self._draw(trainer, module)
 
     def _draw(self, trainer: Trainer, pl_module: Any) -> None:
         classes = self.classes or spread_classes(_num_classes(pl_module))
@@ -106,6 +111,29 @@ class Samples(Callback):
                 caption="Decoded after each scale that was drawn.",
             )
             publish(trainer, "growing", picture)
+        if self.sweep:
+            self._draw_sweep(trainer, pl_module, classes, names)
+
+    def _draw_sweep(
+        self, trainer: Trainer, pl_module: Any, classes: list[int], names: list[str]
+    ) -> None:
+        """The same seeds at several strengths of guidance: a row a strength, a column a class."""
+        labels = torch.tensor(classes, device=pl_module.device)
+        rows = [
+            pl_module.draw(
+                labels, seed=self.seed, cfg_scale=scale, top_k=self.top_k, top_p=self.top_p
+            ).images
+            for scale in self.sweep
+        ]
+        picture = image_grid(
+            torch.cat(rows),
+            len(classes),
+            row_labels=[f"{scale:g}" for scale in self.sweep],
+            column_labels=names,
+            title=f"Guidance, step {trainer.global_step:,}",
+            caption=f"One row a strength, seed {self.seed}.",
+        )
+        publish(trainer, "guidance", picture)
 
 
 def spread_classes(num_classes: int) -> list[int]:

@@ -1,10 +1,15 @@
 """The checkpoint callback: `checkpoints/last.ckpt`, always resumable, and snapshots on request."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from varlit.errors import UserError
+from varlit.training.shard_files import in_parts
 
 
 class Checkpoint(ModelCheckpoint):
@@ -81,3 +86,34 @@ def _due(step: int, every_n_steps: int) -> bool:
 def _is_rehearsal(trainer: Trainer) -> bool:
     # An attribute that Lightning sets from outside the class.
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def check_strategy(strategy: object, content: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint in parts where weights are not sharded.
+
+    Raises:
+        UserError: With the command that makes one file of it.
+    """
+    if in_parts(content) and not hasattr(strategy, "save_in_parts"):
+        raise UserError(
+            f"{path} is in parts, which only `varlit var fit --trainer fsdp` reads; make one file "
+            f"of it: varlit consolidate {path}"
+        )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; its tensors stay on disk until they are used.
+
+    Raises:
+        UserError: If the file is damaged or is no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise UserError(
+            f"{path} is damaged or no checkpoint of varlit ({type(error).__name__}); delete it to "
+            "start afresh, or give another --name"
+        ) from error
+    if not isinstance(content, dict) or "hyper_parameters" not in content:
+        raise UserError(f"{path} is no checkpoint of varlit; give another --ckpt_path")
+    return content

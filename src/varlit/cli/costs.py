@@ -1,41 +1,44 @@
 """The cost card of a stage: exact parameters, operations, an estimate of memory, the steps.
 
-Networks are built on torch's meta device, which has shapes and no numbers, so that d30 takes a
-second and no memory.
+Parameters and operations are exact; memory is an estimate that a test compares with a measured
+peak; hours assume a share of the card's data sheet, which is said beside them.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from varlit.cli.recipes import conf_folder, read_yaml
-from varlit.models.blocks import Block
+from varlit.cli.tracing import block_bytes, count, traced
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import read_model_config
 from varlit.models.initialization import shapes_only
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
-from varlit.ops.costs import BYTES_PER_TRAINED_PARAMETER, TransformerShape, transformer_costs
+from varlit.ops.costs import (
+    BF16_PEAK_TFLOPS,
+    BYTES_PER_TRAINED_PARAMETER,
+    TransformerShape,
+    cache_bytes,
+    key_value_bytes,
+    transformer_costs,
+)
+from varlit.ops.scales import Scales
 
 GIB = 2**30
 BYTES_OF_AN_AVERAGE = 4
 NUM_IMAGES = {"DigitsDataModule": 1_500, "ImageNetDataModule": 1_281_167}
 IMAGENET_CLASSES = 1000
-
-
-@dataclass(frozen=True)
-class Traced:
-    """One forward pass on the meta device."""
-
-    flops: float
-    saved_bytes: float
-    """What autograd keeps for the backward pass, in fp32."""
+NUM_DEVICES, CARD_GIB = 8, 80
+CARDS = ("A100", "H100")
+LEAST_THAT_IS_PLENTY = 1000
+LEAST_HOURS = 0.1
+ASSUMED_SHARE = 0.4
+"""Of the data sheet's bf16 rate. Assumed: our own share is not measured yet on any card."""
 
 
 def tokenizer_card(settings: Mapping[str, Any]) -> str:
@@ -86,13 +89,12 @@ def var_card(settings: Mapping[str, Any]) -> str:
     tokenizer, num_classes, num_images = cache.tokenizer, cache.num_classes, cache.num_images
     with shapes_only():
         network = VAR(config, tokenizer, num_classes)
-        saved = _block_bytes(network) * config.depth
+        saved = block_bytes(network) * config.depth
     width, scales = config.resolved_width, network.scales
-    costs = transformer_costs(
-        TransformerShape(
-            config.depth, width, round(config.mlp_ratio * width), tokenizer.codebook_size, scales
-        )
+    shape = TransformerShape(
+        config.depth, width, round(config.mlp_ratio * width), tokenizer.codebook_size, scales
     )
+    costs = transformer_costs(shape)
     # Logits, and their softmax in fp32.
     saved += 2 * 4 * scales.num_tokens * tokenizer.codebook_size
     parameters = count(network)
@@ -100,43 +102,21 @@ def var_card(settings: Mapping[str, Any]) -> str:
         "parameters": f"{_millions(parameters)} (depth {config.depth} -> width {width}, "
         f"{config.resolved_heads} heads, drop path {config.resolved_drop_path:.3g})",
         "tokens": _tokens(tokenizer),
-        "cache": cache.remark,
+        "cache": cache.remark + _cache_size(scales, num_images),
         "compute": f"{_flops(costs.forward)} forward, {_flops(costs.training)} to train on an "
         f"image; {_flops(costs.sampling())} to draw one with guidance, decoder aside",
+        "sampling": f"{_bytes(2 * key_value_bytes(shape))} of keys and values in bf16 for an image "
+        "with guidance",
         "memory": _memory(parameters, _ema(model), saved, settings),
         **_length(settings, data, num_images),
     }
-    return card("var", rows)
+    hours = _hours(settings, data, num_images, costs.training)
+    return card("var", rows | ({"time": hours} if hours else {}))
 
 
 def card(title: str, rows: Mapping[str, str]) -> str:
     """Lay out rows under a title."""
     return "\n".join([f"  [{title}]", *(f"  {name:<12} {text}" for name, text in rows.items())])
-
-
-def count(network: nn.Module) -> int:
-    """Count parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def traced(forward: Callable[[], Any], network: nn.Module) -> Traced:
-    """Run a forward pass and note its operations and what autograd keeps of it."""
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            forward()
-        return Traced(counter.get_total_flops(), _storage_bytes(kept.values()))
-
-
-def _storage_bytes(tensors: Iterable[torch.Tensor]) -> float:
-    return float(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -179,16 +159,6 @@ def _data(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, **(data.get("init_args") or {})}
 
 
-def _block_bytes(network: VAR) -> float:
-    """What autograd keeps of one block, for one image."""
-    length, width = network.scales.num_tokens, network.config.resolved_width
-    block, x = network.blocks[0], torch.empty(1, length, width, requires_grad=True)
-    condition = torch.empty(1, 6, width) if network.config.shared_adaln else torch.empty(1, width)
-    mask = torch.empty(length, length, dtype=torch.bool)
-    assert isinstance(block, Block)
-    return traced(lambda: block(x, block.modulation(condition), mask), block).saved_bytes
-
-
 def _discriminator(model: Mapping[str, Any]) -> int:
     if (model.get("loss") or {}).get("disc_weight", 0.4) == 0:
         return 0
@@ -205,13 +175,36 @@ def _ema(model: Mapping[str, Any]) -> bool:
     return bool((model.get("optim") or {}).get("ema_decay", default.ema_decay))
 
 
+def _cache_size(scales: Scales, num_images: int | None) -> str:
+    return f"; {_bytes(cache_bytes(scales, num_images))} a crop" if num_images else ""
+
+
+def _hours(
+    settings: Mapping[str, Any], data: Mapping[str, Any], num_images: int | None, flops: float
+) -> str:
+    """How long the recipe takes on eight cards at the assumed share of what they can do."""
+    steps = _steps(settings, data, num_images)
+    if not steps:
+        return ""
+    work = steps * _batch(data) * flops
+    rates = {name: NUM_DEVICES * BF16_PEAK_TFLOPS[name] * 1e12 * ASSUMED_SHARE for name in CARDS}
+    hours = {name: work / rate / 3600 for name, rate in rates.items()}
+    if max(hours.values()) < LEAST_HOURS:
+        return ""
+    told = [f"{value:.3g} h on {NUM_DEVICES} {name}" for name, value in hours.items()]
+    return f"{', '.join(told)}, at {ASSUMED_SHARE:.0%} of their bf16 data sheet (assumed)"
+
+
 def _memory(parameters: int, averaged: bool, saved: float, settings: Mapping[str, Any]) -> str:
     states = parameters * (BYTES_PER_TRAINED_PARAMETER + BYTES_OF_AN_AVERAGE * averaged)
     half = "16" in str((settings.get("trainer") or {}).get("precision", ""))
     words = "weights, gradients, AdamW" + (", average" if averaged else "")
+    per_image = saved / (2 if half else 1)
+    fitting = int(max(0, CARD_GIB * GIB - states) / per_image)
+    share = f": {fitting} images fit {CARD_GIB} GiB" if fitting < LEAST_THAT_IS_PLENTY else ""
     return (
-        f"about {_bytes(states)} for {words}, and {_bytes(saved / (2 if half else 1))} for each "
-        "image on a device"
+        f"about {_bytes(states)} for {words}, and {_bytes(per_image)} for each image on a device"
+        f"{share}"
     )
 
 
@@ -221,20 +214,34 @@ def _length(
     """Rows on batch, learning rate and steps."""
     trainer = settings.get("trainer") or {}
     optim = (settings.get("model") or {}).get("optim") or {}
-    batch, lr = int(data.get("batch_size") or 64), float(optim.get("lr", 1e-4))
+    batch, lr = _batch(data), float(optim.get("lr", 1e-4))
     rows = {"batch": f"{batch:,} images; peak lr {lr * batch / 256:.3g} = {lr:.3g} x {batch} / 256"}
-    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps") or -1
-    if steps > 0:
+    epochs, steps = trainer.get("max_epochs"), _steps(settings, data, num_images)
+    if steps and (trainer.get("max_steps") or -1) > 0:
         rows["steps"] = f"{steps:,}"
-    elif num_images and epochs:
+    elif steps and num_images:
         per_epoch = max(1, num_images // batch)
         rows["steps"] = (
-            f"{per_epoch:,} an epoch ({num_images:,} images) x {epochs} epochs = "
-            f"{per_epoch * epochs:,}"
+            f"{per_epoch:,} an epoch ({num_images:,} images) x {epochs} epochs = {steps:,}"
         )
     else:
         rows["steps"] = f"images // {batch:,} an epoch, {epochs} epochs; the data are not there yet"
     return rows
+
+
+def _batch(data: Mapping[str, Any]) -> int:
+    return int(data.get("batch_size") or 64)
+
+
+def _steps(
+    settings: Mapping[str, Any], data: Mapping[str, Any], num_images: int | None
+) -> int | None:
+    """Optimizer steps of the training; None where it is not known yet."""
+    trainer = settings.get("trainer") or {}
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps") or -1
+    if steps > 0:
+        return int(steps)
+    return max(1, num_images // _batch(data)) * int(epochs) if num_images and epochs else None
 
 
 def _tokens(config: TokenizerConfig) -> str:

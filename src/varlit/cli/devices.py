@@ -105,6 +105,14 @@ def check_training(stage: str, trainer: dict[str, Any]) -> None:
         )
 
 
+def wants_ddp(strategy: Any, devices: int | str | list[int], num_nodes: int) -> bool:
+    """Whether a run is data-parallel without having said how."""
+    if strategy == "auto":
+        several = len(devices) if isinstance(devices, list) else devices
+        return num_nodes > 1 or several not in (0, 1, "0", "1", "auto")
+    return bool(strategy == "ddp")
+
+
 def _require_gpu(accelerator: str) -> None:
     """Stop where Lightning would with a traceback; its `gpu` may also be Apple's."""
     import torch
@@ -114,7 +122,7 @@ def _require_gpu(accelerator: str) -> None:
         has_gpu = has_gpu or torch.backends.mps.is_available()
     if accelerator in {"gpu", "cuda"} and not has_gpu:
         raise UserError(
-            f"trainer.accelerator {accelerator} (`--trainer gpu1` and `--trainer ddp` set it), but "
+            f"trainer.accelerator {accelerator} (`--trainer gpu1`, `ddp` and `fsdp` set it), but "
             "no GPU was found here; leave it out: --gpus auto falls back to the CPU"
         )
 

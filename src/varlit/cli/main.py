@@ -19,8 +19,11 @@ VERBS = {
     "sample": "varlit.cli.sample",
     "reconstruct": "varlit.cli.reconstruct",
     "convert": "varlit.cli.convert",
+    "data": "varlit.cli.data",
+    "cache": "varlit.cli.cache",
     "evaluate": "varlit.cli.evaluate",
     "quickstart": "varlit.cli.quickstart",
+    "consolidate": "varlit.cli.consolidate",
     "info": "varlit.cli.info",
     "doctor": "varlit.cli.doctor",
 }
@@ -41,6 +44,9 @@ Verbs
   varlit reconstruct RUN IMG  an image beside its reconstruction, growing over the scales
   varlit evaluate RUN         FID and inception score of any VAR, against a reference
   varlit convert FILE         official VAR checkpoints to varlit folders, and back
+  varlit data                 pack images into tar shards, list shards, say what a data set holds
+  varlit consolidate RUN      a checkpoint that many GPUs wrote in parts, as one file
+  varlit cache                what a token cache holds, whether it is whole; other formats
   varlit info RECIPE          parameters, FLOPs, memory, steps; no GPU needed
   varlit doctor               versions, GPUs, disk, data: ok / warn / how to mend
 

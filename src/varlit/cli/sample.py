@@ -1,6 +1,7 @@
 """`varlit sample RUN`: draw images by class, and how they grow over the scales."""
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,17 +126,20 @@ def draw_in_batches(
 
 
 def parse_classes(text: str, num_classes: int, names: Sequence[str]) -> list[int]:
-    """Turn `207,360` or `daisy,rose` into labels.
+    """Turn `207,360` or `daisy,rose` into labels; case matters only where names differ in it alone.
 
     Raises:
         UserError: If one is unknown; the range or the names are given.
     """
     if not text:
         return list(range(min(num_classes, MAX_CLASSES_BY_DEFAULT)))
-    by_name = {name: i for i, name in enumerate(names)}
+    exact = {name: i for i, name in enumerate(names)}
+    folded = Counter(name.casefold() for name in names)
+    loose = {name.casefold(): i for name, i in exact.items() if folded[name.casefold()] == 1}
     labels = []
     for word in (part.strip() for part in text.split(",")):
-        label = by_name.get(word, int(word) if word.isdecimal() else -1)
+        number = int(word) if word.isdecimal() else -1
+        label = exact.get(word, loose.get(word.casefold(), number))
         if not 0 <= label < num_classes:
             known = f" or names such as {', '.join(names[:5])}" if names else ""
             raise UserError(f"--classes: got `{word}`, expected 0..{num_classes - 1}{known}")

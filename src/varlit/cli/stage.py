@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,10 +17,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from varlit.cli import report
-from varlit.cli.devices import check_training, place
+from varlit.cli.checkpoint import check_strategy, read_checkpoint
+from varlit.cli.devices import check_training, place, wants_ddp
 from varlit.cli.parser import Parser, prefer_integers
 from varlit.cli.quiet import quieten
 from varlit.cli.recipes import base_chain, expand, option_value
@@ -165,6 +167,12 @@ class StageCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(
                 self.settings.root, self.settings.name, version="", default_hp_metric=False
             )
+        if wants_ddp(trainer.strategy, self.placement.devices, int(trainer.num_nodes)):
+            # Gradients live in the buckets that are summed: one copy of them less.
+            kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True)
+        if SLURMEnvironment.detect() and trainer.plugins is None:
+            # Its own requeueing saves amid a step, and to a file that resuming does not look at.
+            kwargs["plugins"] = [SLURMEnvironment(auto_requeue=False)]
         checkpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = checkpoint.dirpath or str((self.run_dir / "checkpoints").resolve())
         return super().instantiate_trainer(**kwargs)
@@ -202,7 +210,9 @@ class StageCLI(LightningCLI):
         self._claim_folder()
         if self.checkpoint_path:
             # Before <verb>.yaml is written: a refused start must leave the run as it was.
-            self.model.on_load_checkpoint(read_checkpoint(self.checkpoint_path))
+            content = read_checkpoint(self.checkpoint_path)
+            check_strategy(self.trainer.strategy, content, self.checkpoint_path)
+            self.model.on_load_checkpoint(content)
         try:
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
@@ -260,21 +270,3 @@ class StageCLI(LightningCLI):
                 remedy = "set data.val_fraction, or make a val/ folder beside train/"
             raise UserError(f"nothing was measured: the data have no held-out part; {remedy}")
         return measures
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; its tensors stay on disk until they are used.
-
-    Raises:
-        UserError: If the file is damaged or is no checkpoint.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-        raise UserError(
-            f"{path} is damaged or no checkpoint of varlit ({type(error).__name__}); delete it to "
-            "start afresh, or give another --name"
-        ) from error
-    if not isinstance(content, dict) or "hyper_parameters" not in content:
-        raise UserError(f"{path} is no checkpoint of varlit; give another --ckpt_path")
-    return content

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.progress import Progress
     from varlit.callbacks.reconstructions import Reconstructions
     from varlit.callbacks.record import RunRecord
+    from varlit.callbacks.speed import SpeedWatch
     from varlit.callbacks.token_writer import TokenWriter
     from varlit.cli.checkpoint import Checkpoint
     from varlit.cli.stage import Stage, StageCLI
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> int:
             "reconstructions": Reconstructions,
             "codebook": CodebookWatch,
             "progress": Progress,
+            "speed": SpeedWatch,
             "record": RunRecord,
             "interrupt": SaveOnInterrupt,
             "export": ExportWeights,

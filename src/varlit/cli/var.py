@@ -34,11 +34,13 @@ def main(argv: list[str]) -> int:
     verb, args = parse_verb("var", argv, VERBS, CARD)
     if verb is None:
         return 0
+    from varlit.callbacks.completions import Completions
     from varlit.callbacks.export import ExportWeights
     from varlit.callbacks.interrupt import SaveOnInterrupt
     from varlit.callbacks.progress import Progress
     from varlit.callbacks.record import RunRecord
     from varlit.callbacks.samples import Samples
+    from varlit.callbacks.speed import SpeedWatch
     from varlit.cli.checkpoint import Checkpoint
     from varlit.cli.stage import Stage, StageCLI
     from varlit.data.tokens.module import TokenDataModule
@@ -51,7 +53,9 @@ def main(argv: list[str]) -> int:
         callbacks={
             "checkpoint": Checkpoint,
             "samples": Samples,
+            "completions": Completions,
             "progress": Progress,
+            "speed": SpeedWatch,
             "record": RunRecord,
             "interrupt": SaveOnInterrupt,
             "export": ExportWeights,

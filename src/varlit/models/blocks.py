@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from varlit.models.attention import AttentionPlan, attend
 from varlit.models.config import VARConfig
 
 NORM_EPS = 1e-6
@@ -70,7 +73,9 @@ class DropPath(nn.Module):
             return x
         keep = 1 - self.probability
         shape = (len(x),) + (1,) * (x.dim() - 1)
-        return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
+        # In fp32: bf16 would round 1 / keep the same way for every sample.
+        factor = x.new_empty(shape, dtype=torch.float32).bernoulli_(keep).div_(keep)
+        return (x * factor).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -91,13 +96,17 @@ class Attention(nn.Module):
         self.projection = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        plan: AttentionPlan | Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Attend within (B, L, C), or from new tokens to all cached ones.
 
         Args:
             x: Tokens of all scales (training) or of one scale (sampling).
-            mask: Boolean (L, L), True = may attend; None when the cache holds the past only.
+            plan: From `plan_attention`, or a boolean mask (L, L), True = may attend; None when
+                the cache holds the past only.
             cache: Written in place when given.
         """
         # Keys carry no bias (it would cancel in the softmax); a zero stands in its place.
@@ -110,8 +119,7 @@ class Attention(nn.Module):
         q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.softmax_scale)
-        return self.projection(h.transpose(1, 2).flatten(2))
+        return self.projection(attend(q, k, v, plan, self.softmax_scale))
 
 
 class MLP(nn.Sequential):
@@ -124,7 +132,14 @@ class MLP(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Transformer block whose norms are steered by the class (AdaLN, Peebles & Xie 2023)."""
+    """Transformer block whose norms are steered by the class (AdaLN, Peebles & Xie 2023).
+
+    `compiled` and `is_checkpointed` say how a training pass runs, not what it computes; `VAR` sets
+    them.
+    """
+
+    compiled: Callable[[Block, Tensor, Modulation, AttentionPlan | Tensor | None], Tensor] | None
+    is_checkpointed: bool
 
     def __init__(self, config: VARConfig, drop_path: float) -> None:
         super().__init__()
@@ -136,26 +151,64 @@ class Block(nn.Module):
             self.adaln_offset = nn.Parameter(torch.randn(1, 6, width) / math.sqrt(width))
         else:
             self.adaln = nn.Linear(width, 6 * width)
+        self.compiled, self.is_checkpointed = None, False
 
     def modulation(self, condition: Tensor) -> Modulation:
         """Read the class once; every scale of an image shares the result.
+
+        Stochastic depth closes gates here: on (B, 1, C) it costs nothing, and what is left of the
+        block draws no random numbers, so that it can be compiled and computed again.
 
         Args:
             condition: SiLU of the class embedding (B, C), or the shared projection (B, 6, C).
         """
         if hasattr(self, "adaln"):
-            return Modulation.from_chunks(self.adaln(condition).unflatten(1, (6, -1)))
-        return Modulation.from_chunks(condition + self.adaln_offset)
+            m = Modulation.from_chunks(self.adaln(condition).unflatten(1, (6, -1)))
+        else:
+            m = Modulation.from_chunks(condition + self.adaln_offset)
+        # In one layout whether or not a block drops: compiled code is made for a layout.
+        return replace(
+            m,
+            gate_attention=self.drop_path(m.gate_attention).contiguous(),
+            gate_mlp=self.drop_path(m.gate_mlp).contiguous(),
+        )
 
     def forward(
         self,
         x: Tensor,
-        m: Modulation,
-        mask: Tensor | None = None,
+        m: Modulation | Tensor,
+        plan: AttentionPlan | Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """(B, L, C) -> (B, L, C)."""
-        h = self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache)
-        x = x + self.drop_path(h * m.gate_attention)
-        h = self.mlp(modulate(x, m.scale_mlp, m.shift_mlp))
-        return x + self.drop_path(h * m.gate_mlp)
+        """(B, L, C) -> (B, L, C).
+
+        Args:
+            x: Tokens.
+            m: From `modulation`, or the condition that it reads.
+            plan: See `Attention`.
+            cache: Written in place when given.
+        """
+        if isinstance(m, Tensor):
+            m = self.modulation(m)
+        if cache is not None or not self.training:
+            return self.transform(x, m, plan, cache)
+        run = Block.transform if self.compiled is None else self.compiled
+        if self.is_checkpointed and torch.is_grad_enabled():
+            # Nothing random inside, so there is no random state to keep.
+            out: Tensor = checkpoint(
+                run, self, x, m, plan, use_reentrant=False, preserve_rng_state=False
+            )
+            return out
+        return run(self, x, m, plan)
+
+    def transform(
+        self,
+        x: Tensor,
+        m: Modulation,
+        plan: AttentionPlan | Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The arithmetic of the block, the same code for all blocks."""
+        h = self.attention(modulate(x, m.scale_attention, m.shift_attention), plan, cache)
+        x = x + h * m.gate_attention
+        return x + self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)) * m.gate_mlp

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varlit.errors import UserError
+from varlit.models.attention import (
+    AttentionChoice,
+    AttentionPlan,
+    check_choice,
+    plan_attention,
+)
 from varlit.models.blocks import Block, KeyValueCache, Modulation, modulate
-from varlit.models.config import TokenizerConfig, VARConfig
+from varlit.models.config import TokenizerConfig, VARConfig, check_share
 from varlit.models.initialization import initialize_var
 from varlit.ops.scales import Scales
+
+# CUDA graphs ("reduce-overhead") would record one graph for each block, and hold memory for each.
+CompileMode = Literal["none", "default", "max-autotune-no-cudagraphs"]
+Checkpointing = Literal["none", "blocks"]
+T = TypeVar("T")
 
 
 @dataclass
@@ -29,6 +41,9 @@ class SamplingState:
 
 class VAR(nn.Module):
     """Visual autoregressive transformer (Tian et al. 2024, section 3.2).
+
+    How it computes is set from outside, at any time, and is part of no file: `use_attention`,
+    `checkpoint_activations`, `compile_blocks`.
 
     Args:
         config: Depth and its companions.
@@ -53,6 +68,7 @@ class VAR(nn.Module):
             self.shared_adaln = nn.Linear(width, 6 * width)
         self.head_adaln = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, tokenizer.codebook_size)
+        self.attention_backend: AttentionChoice = "auto"
         initialize_var(self)
 
     @property
@@ -64,6 +80,79 @@ class VAR(nn.Module):
     def layers(self) -> list[Block]:
         """The blocks, first to last."""
         return cast(list[Block], list(self.blocks))
+
+    def use_attention(self, choice: AttentionChoice) -> None:
+        """Choose how training attends, see `varlit.models.attention`; logits stay as they are.
+
+        Args:
+            choice: `auto` is `flex` on CUDA for more than 1,000 tokens (512 px), else `segmented`;
+                `dense` is the reference. Whether the device can is asked at the next pass.
+
+        Raises:
+            UserError: If there is no such choice.
+        """
+        check_choice(choice)
+        self.attention_backend = choice
+
+    def attention_plan(self, device: torch.device) -> AttentionPlan:
+        """The choice made concrete, with its masks; made once per device."""
+        choice = self.attention_backend
+        key = f"attention {choice}"
+        return self._constant(key, device, lambda: plan_attention(self.scales, choice, device))
+
+    @property
+    def checkpoint_activations(self) -> Checkpointing:
+        """What training computes again in the backward pass instead of keeping it.
+
+        `blocks` keeps one (B, L, C) a block, for a third more operations. Gradients are the same.
+
+        Raises:
+            UserError: When set to something else.
+        """
+        return "blocks" if self.layers[0].is_checkpointed else "none"
+
+    @checkpoint_activations.setter
+    def checkpoint_activations(self, what: Checkpointing) -> None:
+        if what not in get_args(Checkpointing):
+            known = " or ".join(get_args(Checkpointing))
+            raise UserError(f"checkpoint_activations must be {known}; got `{what}`")
+        for block in self.layers:
+            block.is_checkpointed = what == "blocks"
+
+    def compile_blocks(self, mode: CompileMode = "default", memory_budget: float = 1.0) -> None:
+        """Compile what all blocks have in common, once, for training at fixed shapes.
+
+        The first step compiles, which takes seconds to minutes. Sampling and validation stay
+        eager. Labels and stochastic depth are drawn outside, so they stay random.
+
+        Args:
+            mode: Of `torch.compile`; `none` makes the blocks eager again.
+            memory_budget: Share of a block's activations that is kept for the backward pass; the
+                compiler computes the cheapest of the rest again. 1 = all, 0 = `blocks` of
+                `checkpoint_activations`. It is a setting of torch for the whole process.
+
+        Raises:
+            UserError: If there is no such mode or the budget is no share.
+        """
+        if mode not in get_args(CompileMode):
+            known = ", ".join(get_args(CompileMode))
+            raise UserError(f"compile mode must be one of {known}; got `{mode}`")
+        check_share("memory_budget", memory_budget, up_to_one=True)
+        if mode == "none":
+            for block in self.layers:
+                block.compiled = None
+            return
+        # Torch's compiler takes seconds to import.
+        import torch._dynamo.config
+        import torch._functorch.config
+
+        torch._functorch.config.activation_memory_budget = memory_budget
+        # Regions as small as a block overlap with DDP by themselves; DDP's own splitting of graphs
+        # refuses FlexAttention.
+        torch._dynamo.config.optimize_ddp = False
+        compiled = torch.compile(Block.transform, fullgraph=True, dynamic=False, mode=mode)
+        for block in self.layers:
+            block.compiled = compiled
 
     def forward(self, labels: Tensor, teacher_inputs: Tensor) -> Tensor:
         """Logits of all tokens under teacher forcing.
@@ -95,9 +184,9 @@ class VAR(nn.Module):
             x = torch.cat((self._start_tokens(start), self._project(teacher_inputs)), dim=1)
             x = x + self._positions()
         condition = self._condition(start)
-        mask = self._mask(x.device)
+        plan = self.attention_plan(x.device)
         for block in self.layers:
-            x = block(x, block.modulation(condition), mask)
+            x = block(x, condition, plan)
         return self._logits(x, self._head_modulation(start))
 
     def begin(self, labels: Tensor) -> SamplingState:
@@ -176,19 +265,17 @@ class VAR(nn.Module):
         return self.head(modulate(x.float(), *head).to(self.head.weight.dtype))
 
     def _levels(self, device: torch.device) -> Tensor:
-        return self._constant("levels", device)
+        # Made under inference_mode, it could never be part of a backward pass.
+        with torch.inference_mode(False):
+            return self._constant("levels", device, lambda: self.scales.levels(device))
 
-    def _mask(self, device: torch.device) -> Tensor:
-        return self._constant("mask", device)
-
-    def _constant(self, name: str, device: torch.device) -> Tensor:
-        """Levels and mask, built once per device and never part of the state."""
+    def _constant(self, name: str, device: torch.device, make: Callable[[], T]) -> T:
+        """Levels and masks, built once per device and never part of the state."""
         constants = self.__dict__.setdefault("_constants", {})
         if (name, device) not in constants:
-            make = self.scales.levels if name == "levels" else self.scales.block_causal_mask
-            # Made under inference_mode, it could never be part of a backward pass.
-            with torch.inference_mode(False):
-                constants[name, device] = make(device)
-        constant = constants[name, device]
-        assert isinstance(constant, Tensor)
-        return constant
+            constants[name, device] = make()
+        return cast(T, constants[name, device])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: they build their own constants."""
+        return {name: value for name, value in self.__dict__.items() if name != "_constants"}

@@ -13,6 +13,8 @@ from varlit.ops.scales import Scales
 BYTES_PER_TOKEN = 2  # uint16 in the cache
 # fp32 weights, gradients and AdamW's two moments.
 BYTES_PER_TRAINED_PARAMETER = 16
+BF16_PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
+"""Dense bf16 matrix products by the makers' data sheets, in TFLOP/s, by a part of the name."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class TransformerCosts:
     def sampling(self, is_guided: bool = True) -> float:
         """One image with a key-value cache; guidance runs a second, unconditional row."""
         return self.forward * (2 if is_guided else 1)
+
+
+def card_peak_tflops(card_name: str) -> float:
+    """What a card can do at most in bf16, in TFLOP/s; 0 where it is not in the table."""
+    return next((peak for part, peak in BF16_PEAK_TFLOPS.items() if part in card_name), 0.0)
 
 
 def attended_pairs(scales: Scales) -> int:

@@ -6,7 +6,8 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from varlit.ops.schedules import ema_decay
 
@@ -22,6 +23,11 @@ def averaged_copy(network: N) -> N:
 def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
     """Move the average towards the network, faster in the first steps; buffers are copied."""
     weight = 1 - ema_decay(decay, step)
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+    torch._foreach_lerp_(_held_here(average), _held_here(network), weight)
     for target, source in zip(average.buffers(), network.buffers(), strict=True):
         target.copy_(source)
+
+
+def _held_here(network: nn.Module) -> list[Tensor]:
+    """Weights, of sharded ones this process's rows: both networks are sharded alike."""
+    return [p.to_local() if isinstance(p, DTensor) else p for p in network.parameters()]

@@ -1,5 +1,6 @@
 """Stage 2 as a LightningModule: next-scale prediction on cached token pyramids."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,12 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
-from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
-from varlit.losses.next_scale import next_scale_loss
+from varlit.generation.sampler import ImageSeeds, Sampler
+from varlit.losses.next_scale import NextScaleTerms, next_scale_loss
 from varlit.metrics.fid import InceptionMetrics
 from varlit.models.config import VARConfig, check_share
-from varlit.models.files import load_tokenizer, save_var, tokenizer_hash
+from varlit.models.files import load_tokenizer, tokenizer_hash
 from varlit.models.var import VAR
-from varlit.models.vqvae import VQVAE
 from varlit.training.ema import averaged_copy, update_average
 from varlit.training.evaluation import (
     EvaluationConfig,
@@ -21,14 +21,18 @@ from varlit.training.evaluation import (
     open_metrics,
     told,
 )
+from varlit.training.lora import LoRAConfig, add_lora
 from varlit.training.optim import OptimConfig, build_adamw, gradient_norm, set_schedule
-from varlit.training.stage import StageModule
+from varlit.training.sharding import whole
+from varlit.training.var_scalars import ClippingCount, UpdateRatio, loss_scalars
+from varlit.training.var_speed import SpeedConfig, speed_up
+from varlit.training.var_weights import VARWeights
 
 
-class VARModule(StageModule):
+class VARModule(VARWeights):
     """Train the VAR transformer on a token cache."""
 
-    architecture_keys = ("var", "num_classes", "tokenizer_hash")
+    architecture_keys = ("var", "num_classes", "tokenizer_hash", "lora")
 
     def __init__(
         self,
@@ -38,6 +42,9 @@ class VARModule(StageModule):
         tokenizer: str = "",
         label_smoothing: float = 0.0,
         evaluation: EvaluationConfig = EvaluationConfig(),
+        init_from: str = "",
+        lora: LoRAConfig = LoRAConfig(),
+        speed: SpeedConfig = SpeedConfig(),
     ) -> None:
         """Build the transformer and read its tokenizer.
 
@@ -48,18 +55,28 @@ class VARModule(StageModule):
             tokenizer: Folder of the tokenizer that made the cache; taken from the cache.
             label_smoothing: Share of probability spread over all codes.
             evaluation: What `varlit var test` draws and compares with.
+            init_from: A VAR (a run's name or a folder) to take the weights from when training
+                begins; its classes and scales may differ. Ignored when a run is resumed.
+            lora: Train low-rank additions only.
+            speed: How the same is computed faster or in less memory.
         """
         super().__init__()
         self.config, self.optim_config = VARConfig.of(var), OptimConfig.of(optim)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         check_share("label_smoothing", label_smoothing)
         self.evaluation = EvaluationConfig.of(evaluation)
+        self.init_from, lora = init_from, LoRAConfig.of(lora)
+        self.speed = SpeedConfig.of(speed)
+        if lora.rank and not init_from:
+            raise UserError("model.lora adds to a trained VAR; say which: --model.init_from RUN")
         # A hook for tests, which have no Inception.
         self.open_metrics = open_metrics
         self._metrics: InceptionMetrics | None = None
         self.tokenizer_folder = Path(tokenizer)
         # In a list, so that the frozen tokenizer is no submodule: it belongs to no checkpoint.
         self._tokenizer = [load_tokenizer(self.tokenizer_folder)]
+        # Codebook and phi are all that training reads; encoder and decoder stay where they are.
+        self._teacher = [copy.deepcopy(self._tokenizer[0].quantizer)]
         self.save_hyperparameters(
             {
                 "var": self.config.to_dict(),
@@ -69,30 +86,25 @@ class VARModule(StageModule):
                 "tokenizer_hash": tokenizer_hash(self._tokenizer[0]),
                 "label_smoothing": label_smoothing,
                 "evaluation": self.evaluation.to_dict(),
+                "init_from": init_from,
+                "lora": lora.to_dict() if lora.rank else {},
             }
         )
         self.network = VAR(self.config, self._tokenizer[0].config, num_classes)
+        if lora.rank:
+            add_lora(self.network, lora)
         self.average = averaged_copy(self.network) if self.optim_config.ema_decay else None
+        # In a list as well: a whole copy of sharded weights, while somebody looks at them.
+        self._whole: list[VAR] = []
+        self._clipping = ClippingCount()
+        self._update = UpdateRatio(self._middle_weight)
         self.next_command, self.test_protocol = "", {}
 
-    @property
-    def averaged(self) -> VAR:
-        """The weights to look at: averaged where averaging is on."""
-        return self.network if self.average is None else self.average
-
-    @property
-    def tokenizer(self) -> VQVAE:
-        """The frozen tokenizer, on this module's device."""
-        tokenizer = self._tokenizer[0]
-        if tokenizer.last_layer.device != self.device:
-            tokenizer.to(self.device)
-        return tokenizer
-
     def setup(self, stage: str) -> None:
-        """Check that the cache was made by this tokenizer.
+        """Check that the cache was made by this tokenizer; without training, take the start.
 
         Raises:
-            UserError: If another tokenizer made it.
+            UserError: If another tokenizer made it, or the start does not fit.
         """
         super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -103,40 +115,75 @@ class VARModule(StageModule):
                 f"the token cache was made by tokenizer {cached[:12]}, but {self.tokenizer_folder} "
                 f"holds {own[:12]}. Write the cache again: make cache-tokens"
             )
+        if stage != "fit" and not self.trainer.ckpt_path:
+            self._take_over()
+
+    def on_fit_start(self) -> None:
+        """Take over another VAR's weights.
+
+        Raises:
+            UserError: If the other VAR does not fit.
+        """
+        self._take_over()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As `StageModule`; and a resumed run does not start from another VAR."""
+        super().on_load_checkpoint(checkpoint)
+        self.init_from = ""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with the official groups."""
         return build_adamw(self.network, self.optim_config)
 
+    def on_train_start(self) -> None:
+        """As `StageModule`; then choose how to attend, compile and checkpoint."""
+        super().on_train_start()
+        shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        speed_up(self.network, self.speed, self, max(1, self.global_batch_size // shares))
+
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip the norm as `optim.grad_clip` says, and log it on log steps."""
         parameters = list(self.network.parameters())
+        clip = self.optim_config.grad_clip
+        if not self.is_log_step and not clip:
+            return
+        norm = whole(gradient_norm(parameters))
+        if clip:
+            self._clipping.add(norm, clip)
         if self.is_log_step:
-            self.log("optim/grad_norm", gradient_norm(parameters))
-        if self.optim_config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(parameters, self.optim_config.grad_clip)
+            self.log("optim/grad_norm", norm)
+            self.log("optim/clipped_share", self._clipping.read())
+        if clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy of all tokens given all coarser scales."""
         optimizer = self.optimizers()
         args = (self.global_step, self.total_steps, self.global_batch_size)
         set_schedule(optimizer, self.optim_config, *args)  # type: ignore[arg-type]
-        loss, scalars = self._loss(batch, self.network, with_accuracy=self.is_log_step)
+        terms = self._terms(batch, self.network, with_details=self.is_log_step)
         if self.is_log_step:
-            scalars["optim/lr"] = torch.tensor(optimizer.param_groups[0]["lr"])  # type: ignore
-            self.log_at(scalars, self.global_step + 1)
-        return loss
+            group = optimizer.param_groups[0]  # type: ignore[union-attr]
+            rates = {"optim/lr": group["lr"], "optim/weight_decay": group["weight_decay"]}
+            scalars = loss_scalars(terms, self.network.scales.names)
+            self.log_at({**scalars, **rates}, self.global_step + 1)
+        return terms.loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the averaged weights, before any checkpoint can be written."""
+        is_log_step = self.is_log_step
+        if is_log_step:
+            self._update.begin()
         super().optimizer_step(*args, **kwargs)
+        if is_log_step:
+            self.log("optim/update_ratio", whole(self._update.end()))
         if self.average is not None:
             decay = self.optim_config.ema_decay
             update_average(self.average, self.network, decay, self.global_step + 1)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out pyramids; labels are never dropped here."""
-        _, scalars = self._loss(batch, self.averaged.eval(), with_accuracy=True)
+        scalars = self._held_out_scalars(batch)
         named = {f"val/{name}": value for name, value in scalars.items()}
         self.log_dict(named, sync_dist=True, batch_size=len(batch["tokens"]))
 
@@ -146,7 +193,7 @@ class VARModule(StageModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out pyramids."""
-        _, scalars = self._loss(batch, self.averaged.eval(), with_accuracy=True)
+        scalars = self._held_out_scalars(batch)
         chosen = {f"test/{name}": scalars[name] for name in ("loss/mean", "accuracy/mean")}
         self.log_dict(chosen, sync_dist=True, batch_size=len(batch["tokens"]))
 
@@ -170,44 +217,19 @@ class VARModule(StageModule):
         }
         self.log_dict(told(report))
 
-    @torch.no_grad()
-    def draw(
-        self,
-        labels: Tensor,
-        seed: int = 0,
-        cfg_scale: float = 1.5,
-        top_k: int = 0,
-        top_p: float = 0.0,
-        with_frames: bool = True,
-    ) -> Drawn:
-        """Draw images of `labels` (B,); image i depends on its label and `seed + i` alone."""
-        settings = SamplingSettings(cfg_scale, top_k, top_p)
-        seeds = ImageSeeds(range(seed, seed + len(labels)))
-        sampler = Sampler(self.averaged.eval(), self.tokenizer)
-        with self.trainer.strategy.precision_plugin.forward_context():
-            return sampler.draw(labels, settings, seeds, with_frames)
+    def _middle_weight(self) -> Tensor:
+        layers = self.network.layers
+        weight = layers[len(layers) // 2].mlp[2].weight
+        assert isinstance(weight, Tensor)
+        return weight
 
-    def export(self, folder: Path) -> None:
-        """Write the transformer, with its tokenizer, as a folder that describes itself."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", ())
-        fingerprint = self.hparams["tokenizer_hash"]
-        save_var(self.averaged, self.tokenizer_folder, folder, tuple(names), fingerprint)
+    def _held_out_scalars(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        network = self.averaged.eval()
+        return loss_scalars(self._terms(batch, network, with_details=True), network.scales.names)
 
-    def _loss(
-        self, batch: dict[str, Tensor], network: VAR, with_accuracy: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch and its scalars, mean, last scale and every scale."""
-        tokens, scales = batch["tokens"], network.scales
-        logits = network(batch["label"], self.tokenizer.teacher_inputs(tokens))
-        terms = next_scale_loss(logits, tokens, scales, self.label_smoothing, with_accuracy)
-        scalars = {"loss/mean": terms.loss.detach(), "loss/last_scale": terms.loss_by_scale[-1]}
-        scalars |= _by_scale("scale_loss", terms.loss_by_scale, scales.names)
-        if terms.accuracy is not None and terms.accuracy_by_scale is not None:
-            scalars["accuracy/mean"] = terms.accuracy
-            scalars["accuracy/last_scale"] = terms.accuracy_by_scale[-1]
-            scalars |= _by_scale("scale_accuracy", terms.accuracy_by_scale, scales.names)
-        return terms.loss, scalars
-
-
-def _by_scale(group: str, values: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    return {f"{group}/{name}": value for name, value in zip(names, values, strict=True)}
+    def _terms(self, batch: dict[str, Tensor], network: VAR, with_details: bool) -> NextScaleTerms:
+        """Loss of a batch, whose inputs are made of its tokens here."""
+        tokens = batch["tokens"]
+        logits = network(batch["label"], self.teacher.teacher_inputs(tokens))
+        smoothing = self.label_smoothing
+        return next_scale_loss(logits, tokens, network.scales, smoothing, with_details)

@@ -1,0 +1,86 @@
+"""What the transformer makes of real images whose coarse scales it is given."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from varlit.callbacks.drawing import Cadence, gathered, publish, undisturbed
+from varlit.callbacks.samples import class_labels
+from varlit.data.draws import PLAIN_VIEW
+from varlit.data.order import BatchIndex
+from varlit.viz import image_grid
+
+
+class Completions(Callback):
+    """Draw held-out images anew from scale k on: a row an image, a column a number of scales given.
+
+    The first column is drawn from the class alone, the last is the tokenizer's reconstruction.
+    What changes from left to right is what each scale decides. Draws at the cadence and at the
+    end, with the averaged weights; without held-out pyramids, not at all.
+    """
+
+    def __init__(self, every_n_steps: int = 2000, num_images: int = 4, seed: int = 0) -> None:
+        """Plan the pictures.
+
+        Args:
+            every_n_steps: Draw every this many steps; 0 turns the pictures off.
+            num_images: Held-out pyramids to complete, the first ones.
+            seed: Seed of the drawing.
+        """
+        self.every_n_steps, self.num_images, self.seed = every_n_steps, num_images, seed
+        self._cadence = Cadence(every_n_steps)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw when it is time."""
+        self._draw_if_due(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw how it ended."""
+        self._draw_if_due(trainer, pl_module, is_last=True)
+
+    def _draw_if_due(
+        self, trainer: Trainer, pl_module: LightningModule, is_last: bool = False
+    ) -> None:
+        if not self._cadence.is_due(trainer.global_step, is_last):
+            return
+        with gathered(pl_module):
+            pyramids = held_out(trainer, self.num_images) if trainer.is_global_zero else None
+            if pyramids is not None:
+                with undisturbed(pl_module) as module:
+                    self._draw(trainer, module, *pyramids)
+
+    def _draw(self, trainer: Trainer, pl_module: Any, tokens: Tensor, labels: Tensor) -> None:
+        tokens, labels = tokens.to(pl_module.device), labels.to(pl_module.device)
+        scales = pl_module.tokenizer.scales
+        columns = [
+            pl_module.complete(tokens, labels, num_known, seed=self.seed)
+            for num_known in range(scales.num_scales)
+        ]
+        columns.append(pl_module.tokenizer.decode(tokens))
+        images = torch.stack(columns, dim=1)  # B, K + 1, 3, h, w
+        picture = image_grid(
+            images.flatten(0, 1),
+            len(columns),
+            row_labels=class_labels(trainer, labels.tolist()),
+            column_labels=["class alone", *(f"to {name}" for name in scales.names)],
+            title=f"Completions, step {trainer.global_step:,}",
+            caption="Held-out images; coarse scales given, the others drawn. Last: all given.",
+        )
+        publish(trainer, "completions", picture)
+
+
+def held_out(trainer: Trainer, num_images: int) -> tuple[Tensor, Tensor] | None:
+    """Read the first held-out pyramids (B, L) and their labels (B,); None if there are none."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    source = data.source("val") if hasattr(data, "source") else None
+    if source is None or not len(source):
+        return None
+    rows = np.arange(min(num_images, len(source)))
+    batch = source[BatchIndex(rows, np.full_like(rows, PLAIN_VIEW))]
+    return batch["tokens"], batch["label"]
