@@ -5,7 +5,9 @@ import torch
 
 from varlit.errors import UserError
 from varlit.metrics.frechet import (
+    FeatureStatistics,
     FeatureSums,
+    check_enough,
     feature_statistics,
     frechet_distance,
     read_statistics,
@@ -72,6 +74,80 @@ def test_real_digits_have_constant_pixels_and_a_finite_distance():
     assert (digits.std(axis=0) == 0).any()
     distance = frechet_distance(digits[:1500], digits[1500:])
     assert distance == pytest.approx(by_scipy(digits[:1500], digits[1500:]), rel=1e-4)
+
+
+def gaussians() -> tuple[FeatureStatistics, FeatureStatistics, float]:
+    """Two whose covariances share their axes, and their distance by the closed form."""
+    turn = torch.linalg.qr(features(40, dim=40)).Q
+    draw = torch.Generator().manual_seed(3)
+    a, b = (torch.rand(40, generator=draw, dtype=torch.float64) * 4 + 0.1 for _ in range(2))
+    shift = torch.linspace(0, 0.5, 40, dtype=torch.float64)
+    first = FeatureStatistics(shift * 0, turn @ a.diag() @ turn.T, None)
+    second = FeatureStatistics(turn @ shift, turn @ b.diag() @ turn.T, None)
+    expected = shift.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    return first, second, float(expected)
+
+
+def test_two_gaussians_are_at_the_distance_of_the_closed_form():
+    first, second, expected = gaussians()
+    assert statistics_distance(first, second) == pytest.approx(expected, rel=1e-12)
+
+
+def test_large_samples_of_two_gaussians_come_as_near_to_it_as_theory_says():
+    # One axis at a time: |m - n|^2 + (s - t)^2, so by the delta method an error of variance
+    # 4 d^2 (s^2 + t^2) / N + 2 (s - t)^2 (s^2 + t^2) / N, and a bias of the order of D^2 / N.
+    num, dim = 100_000, 6
+    draw = torch.Generator().manual_seed(0)
+    s = torch.tensor([0.5, 1, 1, 2, 3, 1], dtype=torch.float64)
+    t = torch.tensor([1, 1, 2, 2, 1, 0.3], dtype=torch.float64)
+    shift = torch.tensor([0, 0.5, 0, 1, 0, 2], dtype=torch.float64)
+    a, b = (torch.randn(num, dim, generator=draw, dtype=torch.float64) for _ in range(2))
+    expected = float(shift.square().sum() + (s - t).square().sum())
+    variance = (s**2 + t**2) * (4 * shift**2 + 2 * (s - t) ** 2) / num
+    bias = dim**2 * float((s**2 + t**2).max()) / num
+    found = frechet_distance(a * s, b * t + shift)
+    print(f"found {found:.5f}, closed form {expected:.5f}, deviation {variance.sum() ** 0.5:.5f}")
+    assert abs(found - expected) < 4 * float(variance.sum()) ** 0.5 + bias
+
+
+@pytest.mark.parametrize("count", [400, 30])  # more and fewer images than features
+def test_it_equals_scipy_s_matrix_root_and_torchmetrics_on_the_same_features(count):
+    from torchmetrics.image.fid import _compute_fid
+
+    a, b = features(count, dim=64), features(count, dim=64, seed=1) * 0.5
+    first, second = feature_statistics(a), feature_statistics(b)
+    found = statistics_distance(first, second)
+    theirs = float(_compute_fid(first.mean, first.cov, second.mean, second.cov))
+    print(f"ours {found!r}, torchmetrics' {theirs!r}")
+    assert found == pytest.approx(theirs, rel=1e-6)
+    if count > 64:
+        assert found == pytest.approx(by_scipy(a.numpy(), b.numpy()), rel=1e-6)
+
+
+def test_fewer_images_than_features_are_refused_unless_asked_for():
+    few, enough = feature_statistics(features(6)), feature_statistics(features(7))
+    assert check_enough(enough, "generated") == ""
+    assert check_enough(FeatureStatistics(few.mean, few.cov, None), "reference") == ""
+    with pytest.raises(UserError, match=r"6 generated images for 6 features.*--quick"):
+        check_enough(few, "generated")
+    assert "far too large" in check_enough(few, "generated", allow_few=True)
+
+
+def test_saved_sums_go_on_and_those_of_other_features_are_refused():
+    whole, saved, resumed = FeatureSums(6), FeatureSums(6), FeatureSums(6)
+    rows = features(60)
+    for part in rows.split(20):
+        whole.update(part)
+    saved.update(rows[:20])
+    resumed.merge(saved.state_dict())
+    for part in rows[20:].split(20):
+        resumed.update(part)
+    a, b = resumed.statistics(), whole.statistics()
+    assert a.count == b.count == 60
+    assert torch.equal(a.mean, b.mean)
+    assert torch.equal(a.cov, b.cov)
+    with pytest.raises(UserError, match="6 features; expected 5"):
+        FeatureSums(5).merge(saved.state_dict())
 
 
 def test_sums_of_parts_equal_the_statistics_of_the_whole():

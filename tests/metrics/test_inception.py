@@ -7,7 +7,12 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from varlit.errors import UserError
 from varlit.metrics.fid import FIDReport, InceptionMetrics
-from varlit.metrics.inception import INCEPTION_FILE, find_inception, load_inception
+from varlit.metrics.inception import (
+    INCEPTION_FILE,
+    find_inception,
+    load_inception,
+    open_inception,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -18,20 +23,6 @@ def no_weights_at_hand(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.delenv("VARLIT_INCEPTION", raising=False)
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory):
-    """Inception with random weights, in the format of the real file."""
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        extractor = fidelity.FeatureExtractorInceptionV3
-        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(extractor, "load_state_dict", lambda *_: None)
-        weights = extractor("random", ["2048"]).state_dict()
-    path = tmp_path_factory.mktemp("weights") / INCEPTION_FILE
-    torch.save(weights, path)
-    return path
 
 
 def test_weights_that_cannot_be_had_say_which_file_goes_where():
@@ -80,15 +71,69 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_file_in_the_right_format_gives_both_features_and_a_full_protocol(random_weights):
-    metrics = InceptionMetrics(weights=str(random_weights))
-    features, logits = metrics._extract(torch.zeros(2, 3, 32, 32))
-    assert features.shape == (2, 2048)
-    weights = torch.load(random_weights, weights_only=True)
-    torch.testing.assert_close(logits, features @ weights["fc.weight"].T)  # without the bias
-    expected = hashlib.sha256(random_weights.read_bytes()).hexdigest()
-    assert metrics.protocol["weights_sha256"] == expected
-    assert metrics.protocol["weights_file"] == INCEPTION_FILE
-    assert "no antialiasing" in metrics.protocol["resize"]
+@pytest.fixture(scope="module")
+def network(random_inception):
+    with pytest.warns(UserWarning, match="the numbers compare with no published ones"):
+        return open_inception(str(random_inception))
+
+
+@pytest.fixture(scope="module")
+def weights(random_inception):
+    return torch.load(random_inception, weights_only=True)
+
+
+def test_it_gives_2048_features_1008_logits_and_2023_spatial_features(network, weights, photos):
+    found = network(photos[:1])
+    dims = (network.feature_dim, network.spatial_dim, network.num_classes)
+    assert dims == (2048, 17 * 17 * 7, 1008)
+    expected = found.pool @ weights["fc.weight"].T  # without the bias
+    torch.testing.assert_close(found.logits, expected)
+
+
+def test_the_spatial_features_are_those_of_adm_s_sfid_in_tensorflow_s_order(network, photos):
+    seen = {}
+    inner = network._module.extractor
+    handle = inner.Mixed_6d.register_forward_hook(lambda _m, _x, out: seen.update(mixed_6=out))
+    spatial = network(photos[:1]).spatial
+    handle.remove()
+    # `mixed_6/conv` is the first of the branches that Mixed_6d (TensorFlow's mixed_6) joins.
+    assert seen["mixed_6"].shape == (1, 768, 17, 17)
+    expected = seen["mixed_6"][:, :7].permute(0, 2, 3, 1).reshape(1, -1)
+    assert torch.equal(spatial, expected)
+    assert spatial.std() > 0
+
+
+def test_only_the_known_file_goes_without_a_remark(network, random_inception):
+    found = hashlib.sha256(random_inception.read_bytes()).hexdigest()
+    assert network.hash == found
+    assert found[:8] in network.remark
+    assert network.is_inception
+    told = network.protocol()
+    assert told["weights_file"] == INCEPTION_FILE
+    assert "no antialiasing" in told["resize"]
+
+
+def test_the_resize_is_tensorflow_s_without_antialiasing(network, photos):
+    seen = {}
+    first = network._module.extractor.Conv2d_1a_3x3
+    handle = first.register_forward_pre_hook(lambda _, inputs: seen.update(image=inputs[0]))
+    network(photos[:1])
+    handle.remove()
+    resized = seen["image"][0] * 128 + 128  # (3, 299, 299)
+    photo, step = photos[0].float(), 40 / network.input_px
+    for y, x in ((0, 0), (7, 100), (150, 298), (298, 298)):
+        top, left = int(y * step), int(x * step)  # pixels begin at 0, not at a half
+        below, right = min(top + 1, 39), min(left + 1, 39)
+        dy, dx = y * step - top, x * step - left
+        upper = photo[:, top, left] * (1 - dx) + photo[:, top, right] * dx
+        lower = photo[:, below, left] * (1 - dx) + photo[:, below, right] * dx
+        expected = upper * (1 - dy) + lower * dy
+        torch.testing.assert_close(resized[:, y, x], expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weights are not torch-fidelity's")
+def test_the_metrics_of_training_carry_the_whole_protocol(random_inception):
+    metrics = InceptionMetrics(weights=str(random_inception))
+    assert metrics.protocol["torch_fidelity"]
     report = FIDReport(1.5, 30.0, 0.5, 100, None, metrics.protocol).to_dict()
     assert (report["fid"], report["inception_score_mean"]) == (1.5, 30.0)

@@ -64,3 +64,16 @@ def test_ssim_takes_one_image_and_refuses_images_below_its_window():
     assert ssim(noise(1, 3, 11, 11), noise(1, 3, 11, 11)).shape == (1,)
     with pytest.raises(UserError, match="window of 11 px; got images of 10 px"):
         ssim(noise(1, 3, 32, 10), noise(1, 3, 32, 10))
+
+
+def test_rounding_down_is_that_of_adm_and_of_the_demo_of_var():
+    images = torch.linspace(-1.1, 1.1, 1001)
+    adm = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(to_uint8(images, "down"), adm)
+    ones = torch.tensor([0.999, -0.999, 0.0])
+    assert to_uint8(ones, "down").tolist() == [254, 0, 127]
+    assert to_uint8(ones).tolist() == [255, 0, 128]
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)  # a PNG that was read
+    with pytest.raises(UserError, match="`nearest` or `down`; got 'up'"):
+        to_uint8(images, "up")

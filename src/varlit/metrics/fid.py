@@ -1,8 +1,7 @@
-"""FID and inception score, first version: torch-fidelity's Inception under a stated protocol.
+"""FID and inception score of images without ids: what validation of stage 1 measures.
 
-The network is a plain attribute of a plain object: no module tree, checkpoint or moving average
-sees it. Images are rounded to uint8 first and resized as TensorFlow 1 did, without antialiasing,
-as the ADM suite's numbers are made.
+Images are rounded to uint8 first and resized as TensorFlow 1 did, without antialiasing, as the
+ADM suite's numbers are made. All measures of a whole evaluation: `varlit.metrics.measures`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,12 +22,11 @@ from varlit.metrics.frechet import (
     read_statistics,
     statistics_distance,
 )
-from varlit.metrics.inception import find_inception, load_inception, sha256
+from varlit.metrics.image_features import check_images
+from varlit.metrics.inception_score import NUM_SPLITS, SEED, inception_score
+from varlit.metrics.networks import INCEPTION, FeatureNetwork, open_network, sha256
 from varlit.metrics.ranks import concatenate_over_ranks
 from varlit.metrics.reconstruction import to_uint8
-from varlit.ops.quantize import strict_fp32
-
-INCEPTION = "inception"
 
 
 @dataclass(frozen=True)
@@ -80,32 +77,26 @@ class InceptionMetrics:
         weights: str | None = None,
         feature_network: Callable[[], nn.Module] | None = None,
         feature_name: str = "custom",
-        num_splits: int = 10,
-        seed: int = 0,
+        num_splits: int = NUM_SPLITS,
+        seed: int = SEED,
     ) -> None:
         self.num_splits, self.seed = num_splits, seed
+        if feature_network is None:
+            self._network = open_network(INCEPTION, weights)
+        else:
+            self._network = FeatureNetwork(feature_network(), feature_name)
         self.protocol: dict[str, Any] = {
+            **self._network.protocol(),
             "rounding": "uint8, to nearest",
-            "precision": "float32 network, float64 statistics",
             "score_splits": num_splits,
             "score_seed": seed,
             "torch": torch.__version__,
         }
-        if feature_network is None:
-            path = find_inception(weights)
-            self._network = load_inception(path)
-            self.protocol |= {
-                "features": INCEPTION,
-                "resize": "299 px, bilinear as TensorFlow 1, no antialiasing",
-                "weights_file": path.name,
-                "weights_sha256": sha256(path),
-                "torch_fidelity": version("torch-fidelity"),
-            }
-        else:
-            self._network = feature_network()
-            self.protocol |= {"features": feature_name, "resize": "by the network"}
-        self._network.requires_grad_(False).eval()
-        self._dim, self._num_classes = (part.shape[1] for part in self._extract(_probe()))
+        if self._network.is_inception:
+            self.protocol["torch_fidelity"] = version("torch-fidelity")
+        if self._network.num_classes is None:
+            raise UserError(f"{feature_name} gives no logits, which the inception score is made of")
+        self._dim, self._num_classes = self._network.feature_dim, self._network.num_classes
         self._reference: FeatureStatistics | None = None
         self._real = FeatureSums(self._dim)
         self.reset()
@@ -164,52 +155,18 @@ class InceptionMetrics:
         reference = self.reference_statistics()
         fake = self._fake.reduced()
         logits = concatenate_over_ranks(torch.cat(self._logits))
-        score, spread = inception_score(logits, self.num_splits, self.seed)
+        score = inception_score(logits, self.num_splits, self.seed)
         return FIDReport(
             fid=statistics_distance(fake.statistics(), reference),
-            inception_score_mean=score,
-            inception_score_std=spread,
+            inception_score_mean=score.mean,
+            inception_score_std=score.std,
             num_images=fake.count,
             num_reference_images=reference.count,
             protocol=dict(self.protocol),
         )
 
-    @torch.no_grad()
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self._network.to(images.device)
-        with strict_fp32(images.device):
-            features, logits = self._network(to_uint8(images))
-        return features, logits.float()
-
-
-def inception_score(logits: Tensor, num_splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """exp(E KL(p(y|x) || p(y))) as mean and standard deviation over splits, Salimans et al. 2016.
-
-    The order of the images does not matter: rows are sorted by value, then shuffled by a fixed
-    seed. Over ten splits of samples sorted by class the score would be nonsense.
-
-    Args:
-        logits: (N, C) class logits without bias.
-        num_splits: Parts of nearly equal size; N must not be smaller.
-        seed: Of the shuffle.
-    """
-    if len(logits) < num_splits:
-        raise UserError(
-            f"an inception score over {num_splits} splits needs at least {num_splits} images; "
-            f"got {len(logits)}"
-        )
-    rows = logits.double().cpu()
-    # Two images with the same first logits are the same image; more keys only cost time.
-    keys = rows[:, : min(8, rows.shape[1])].numpy().T
-    order = np.lexsort(keys)[np.random.default_rng(seed).permutation(len(rows))]
-    scores = []
-    for part in rows[torch.from_numpy(order)].tensor_split(num_splits):
-        log_p = part.log_softmax(dim=1)
-        log_mean = log_p.logsumexp(dim=0) - np.log(len(part))  # log p(y)
-        divergence = (log_p.exp() * (log_p - log_mean)).sum(dim=1).mean()
-        scores.append(float(divergence.exp()))
-    return float(np.mean(scores)), float(np.std(scores))
-
-
-def _probe() -> Tensor:
-    return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+        check_images(torch.arange(len(images)), images)
+        found = self._network(to_uint8(images))
+        assert found.logits is not None
+        return found.pool, found.logits

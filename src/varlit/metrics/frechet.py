@@ -6,6 +6,8 @@ Whose features they are decides the name: only Inception's give an FID.
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -18,6 +20,8 @@ from varlit.errors import UserError
 from varlit.metrics.ranks import sum_over_ranks
 
 _UNKNOWN = -1  # in files: how many images the statistics are of
+# What numpy raises on files that are no .npz, or damaged ones.
+UNREADABLE = (OSError, EOFError, ValueError, AttributeError, TypeError, BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,31 @@ class FeatureSums:
         total._products = sum_over_ranks(self._products.cpu())
         total.count = int(sum_over_ranks(torch.tensor(self.count)))
         return total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums as plain tensors on the CPU."""
+        return {
+            "sum": self._sum.cpu(),
+            "products": self._products.cpu(),
+            "count": torch.tensor(self.count),
+        }
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sums of another's `state_dict`.
+
+        Raises:
+            UserError: If they are of other features.
+        """
+        dim = len(self._sum)
+        if state["sum"].shape != (dim,) or state["products"].shape != (dim, dim):
+            raise UserError(
+                f"the saved sums are of {state['sum'].numel()} features; expected {dim}. Were "
+                "they made by another network? Remove them to begin anew"
+            )
+        device = self._sum.device
+        self._sum = self._sum + state["sum"].to(device)
+        self._products = self._products + state["products"].to(device)
+        self.count += int(state["count"])
 
     def statistics(self) -> FeatureStatistics:
         """Mean and covariance of all that was added.
@@ -127,8 +156,38 @@ def _root(cov: Tensor) -> Tensor:
     return (vectors * values.where(values > noise, 0.0).sqrt()) @ vectors.T
 
 
-def read_statistics(path: Path) -> FeatureStatistics:
+def check_enough(statistics: FeatureStatistics, what: str, allow_few: bool = False) -> str:
+    """Refuse fewer images than features: their covariance is singular, and so is the distance.
+
+    Args:
+        statistics: Of a known number of images; None passes.
+        what: Whose they are, in words: `generated`, `reference`.
+        allow_few: Whether a number that compares with nothing is wanted all the same.
+
+    Returns:
+        A remark to put beside the number; empty where there are enough.
+
+    Raises:
+        UserError: If there are too few and that is not allowed.
+    """
+    count, dim = statistics.count, len(statistics.mean)
+    if count is None or count > dim:
+        return ""
+    remark = f"{count:,} {what} images for {dim:,} features: the distance is far too large"
+    if not allow_few:
+        raise UserError(
+            f"{remark}; expected more than {dim:,}, and 50,000 for a figure to quote. --quick "
+            "measures all the same, and says so"
+        )
+    return remark
+
+
+def read_statistics(path: Path, keys: tuple[str, str] = ("mu", "sigma")) -> FeatureStatistics:
     """Read `mu` and `sigma` of an .npz: ADM's reference batches, pytorch-fid's, or our own.
+
+    Args:
+        path: The file.
+        keys: What mean and covariance are called there; ADM's of sFID are `mu_s`, `sigma_s`.
 
     Raises:
         UserError: If there is no such file, or it holds something else.
@@ -137,23 +196,31 @@ def read_statistics(path: Path) -> FeatureStatistics:
         raise UserError(f"no reference statistics at {path}; give an .npz with `mu` and `sigma`")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("mu", "sigma", "count") if key in archive}
+            arrays = {key: archive[key] for key in (*keys, "count") if key in archive}
             found = sorted(archive.files)
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an .npz ({error})") from error
-    if not {"mu", "sigma"} <= arrays.keys():
+    if not set(keys) <= arrays.keys():
         raise UserError(
-            f"{path} holds {found}; expected `mu` and `sigma`, the reference statistics that "
-            "ADM's VIRTUAL_imagenet256_labeled.npz holds among others"
+            f"{path} holds {found}; expected `{keys[0]}` and `{keys[1]}`, the reference "
+            "statistics that ADM's VIRTUAL_imagenet256_labeled.npz holds among others"
         )
-    mean, cov = torch.tensor(arrays["mu"]), torch.tensor(arrays["sigma"])
-    count = int(arrays.get("count", _UNKNOWN))
+    mean, cov = (arrays[key] for key in keys)
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise UserError(
-            f"{path}: mu must be (D,) and sigma (D, D); got {tuple(mean.shape)} and "
-            f"{tuple(cov.shape)}"
+            f"{path}: {keys[0]} must be (D,) and {keys[1]} (D, D); got {mean.shape} and {cov.shape}"
         )
-    return FeatureStatistics(mean.double(), cov.double(), None if count == _UNKNOWN else count)
+    if mean.dtype.kind != "f" or cov.dtype.kind != "f" or not np.isfinite(cov).all():
+        raise UserError(
+            f"{path}: {keys[0]} and {keys[1]} must be finite numbers; got {mean.dtype} and "
+            f"{cov.dtype}, or NaN among them. Fetch or make the file anew"
+        )
+    count = int(arrays.get("count", _UNKNOWN))
+    return FeatureStatistics(
+        torch.from_numpy(mean).double(),
+        torch.from_numpy(cov).double(),
+        None if count == _UNKNOWN else count,
+    )
 
 
 def write_statistics(statistics: FeatureStatistics, path: Path) -> None:

@@ -1,21 +1,78 @@
-"""Where the Inception network of FID comes from: a file, the torch hub cache or a download."""
+"""The Inception network of FID, as torch-fidelity ports it from the TensorFlow graph of 2015.
+
+Its weights come from a file, the torch hub cache or a download. Its spatial features are those
+of ADM's sFID.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
+import warnings
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from varlit.errors import UserError
+from varlit.metrics.networks import INCEPTION, FeatureNetwork, Features, sha256
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_PREFIX = "6726825d"
 INCEPTION_VARIABLE = "VARLIT_INCEPTION"
+INPUT_PX = 299
+# ADM's sFID looks at TensorFlow's `mixed_6/conv`, which is Mixed_6d.branch1x1 of the port: 7 of
+# its 192 channels at 17x17, nearly as many numbers as pooled features.
+_SPATIAL_CHANNELS = 7
+
+
+def open_inception(weights: str | None = None) -> FeatureNetwork:
+    """Inception as a feature network: 2,048 features, 2,023 spatial ones, 1,008 logits.
+
+    Args:
+        weights: Its file; without it as `find_inception` says.
+
+    Raises:
+        UserError: If the weights are not to be had, or the file holds others.
+    """
+    path = find_inception(weights)
+    found, remark = sha256(path), ""
+    if not found.startswith(INCEPTION_SHA256_PREFIX):
+        remark = (
+            f"Inception's weights are not torch-fidelity's (sha256 {found[:8]}, expected "
+            f"{INCEPTION_SHA256_PREFIX}): the numbers compare with no published ones"
+        )
+        warnings.warn(f"{path}: {remark}", stacklevel=2)
+    return FeatureNetwork(
+        _Inception(load_inception(path)),
+        INCEPTION,
+        weights_hash=found,
+        weights_file=path.name,
+        input_px=INPUT_PX,
+        resize=f"{INPUT_PX} px, bilinear as TensorFlow 1, no antialiasing",
+        is_inception=True,
+        remark=remark,
+    )
+
+
+class _Inception(nn.Module):
+    """torch-fidelity's extractor, with the spatial features taken on the way."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self._spatial: Tensor | None = None
+        extractor.get_submodule("Mixed_6d.branch1x1").register_forward_hook(self._take_spatial)
+
+    def forward(self, images: Tensor) -> Features:
+        pool, logits = self.extractor(images)
+        spatial, self._spatial = self._spatial, None
+        return Features(pool, spatial, logits)
+
+    def _take_spatial(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        # In TensorFlow's order of height, width, channel, as `sigma_s` in ADM's files.
+        self._spatial = output[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 def find_inception(weights: str | None = None) -> Path:
@@ -70,9 +127,3 @@ def load_inception(path: Path) -> nn.Module:
             f"{INCEPTION_FILE}"
         ) from error
     return network
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, to name it beyond doubt."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -35,6 +35,13 @@ def concatenate_over_ranks(rows: Tensor) -> Tensor:
     return torch.cat(joined)
 
 
+def place_among_ranks() -> tuple[int, int]:
+    """This process and the number of them: (0, 1) in a single process."""
+    if not _is_distributed():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
 def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,28 @@ MAXIMUM_PSNR_DB = 100.0
 
 SSIM_WINDOW_PX = 11
 
+Rounding = Literal["nearest", "down"]
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Round images in [-1, 1] to uint8, clamping what lies outside; uint8 passes unchanged."""
+
+def to_uint8(images: Tensor, rounding: Rounding = "nearest") -> Tensor:
+    """Images in [-1, 1] as 8 bits, clamping what lies outside; uint8 passes unchanged.
+
+    Args:
+        images: Of any shape.
+        rounding: `nearest` loses least, and a PNG that was read comes back as it was. `down` is
+            what ADM's sampling script and the demo of VAR do: half a grey level darker.
+
+    Raises:
+        UserError: If there is no such rounding.
+    """
     if images.dtype == torch.uint8:
         return images
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    levels = (images.float() + 1) * 127.5
+    if rounding == "nearest":
+        levels = levels.round()
+    elif rounding != "down":
+        raise UserError(f"rounding must be `nearest` or `down`; got {rounding!r}")
+    return levels.clamp(0, 255).to(torch.uint8)
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
