@@ -103,14 +103,14 @@ def build_rivals(folder: Path, size: Size, num_images: int, batch_size: int) -> 
     def tokenising() -> Lap:
         torch.manual_seed(SEED)
         network = VQVAE(size.tokenizer).eval()
-        images = random_images(size, size.batch_size, torch.device("cpu"), False)
+        images = random_images(size, 1, torch.device("cpu"), False)
         return lap_of(lambda: network.encode(images), torch.device("cpu"))
 
     return [
         Rival(FILES, reading(per_file), batch_size, is_counted=False),
         Rival(MAPPED, reading(cached), batch_size, FILES, is_counted=False),
         Rival(IN_RAM, reading(lambda: cached(resident="ram")), batch_size, FILES, is_counted=False),
-        Rival(ON_THE_FLY, tokenising, size.batch_size, is_counted=False),
+        Rival(ON_THE_FLY, tokenising, 1, is_counted=False),
     ]
 
 

@@ -132,7 +132,8 @@ def test_verify_finds_images_that_have_moved_and_refuses_others(
     Path("photos").rename("moved")
     words = ["cache", "verify", "tok", "--share", "1", "--device", "cpu"]
     assert command_line.main(words) == 2
-    capsys.readouterr()
+    assert "does not exist" in (told := capsys.readouterr().err)
+    assert "--data PATH" in told
     assert command_line.main([*words, "--data", "moved"]) == 0
     Path("moved/cat/00.jpg").rename("moved/cat/99.jpg")
     assert command_line.main([*words, "--data", "moved"]) == 2
@@ -185,6 +186,16 @@ def test_a_cache_names_no_code_of_others(work: Path, capsys: pytest.CaptureFixtu
     path.write_text(path.read_text().replace("varlit.data.images.ImageDataModule", "os.system"))
     assert command_line.main(["cache", "verify", "tok", "--device", "cpu"]) == 2
     assert "was read by os.system: expected a data module of varlit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["varlit.nosuch.Thing", "varlit.data.images.Path"])
+def test_a_class_that_varlit_has_not_is_told(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = Path("runs/tok/tokens/manifest.json")
+    path.write_text(path.read_text().replace("varlit.data.images.ImageDataModule", name))
+    assert command_line.main(["cache", "verify", "tok", "--device", "cpu"]) == 2
+    assert f"names {name}, which reads no images" in capsys.readouterr().err
 
 
 def test_settings_of_another_version_are_told(

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def test_pack_says_what_it_did_and_what_is_next(run: Run, photos: Path, tmp_path
         (("index", "nowhere"), "'nowhere' does not exist"),
         (("index", "photos"), "no .tar file"),
         (("info", "nowhere"), "does not exist"),
-        (("info", "s3://bucket/x"), "is streamed"),
+        (("info", ""), "ROOT is empty"),
+        (("info", "pipe:cat"), "names no shards"),
     ],
 )
 def test_bad_input_is_one_or_two_lines(
@@ -144,3 +146,34 @@ def test_info_says_what_a_fit_would_find(run: Run, photos: Path, tmp_path: Path)
     assert code == 0
     assert "tar shards" in text
     assert "train-000000.tar/0000000" in text
+
+
+def test_info_counts_the_images_of_a_stream(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("pack", photos, "shards", "--shard_size", 4, "--workers", 1)
+    root = f"pipe:cat {tmp_path}/shards/train-{{000000..000001}}.tar"
+    code, text = run("info", root)
+    assert code == 0
+    assert "tar shards, streamed" in text
+    assert "train: 6 images in 2 shards, 2" in text
+    assert "val: none; set data.val_root, or data.val_fraction 0" in text
+
+
+def test_info_shows_the_names_that_people_give_to_classes(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "dog").rename(photos / "n02099601")
+    assert "classes: 2 (cat, golden retriever)" in run("info", photos)[1]
+
+
+def test_warnings_are_one_line_without_a_place_in_the_code(run: Run, photos: Path) -> None:
+    (photos / "old.tar").touch()
+    with pytest.warns(UserWarning, match="tar files") as caught:
+        code, text = run("info", photos)
+    assert (code, "class folders\n" in text) == (0, True)
+    [warning] = caught
+    line = warnings.formatwarning(warning.message, UserWarning, "code.py", 1)
+    assert line == f"varlit: warning: {warning.message}\n"
+    assert str(warning.message).endswith("reading the class folders. Keep one kind in a folder.")

@@ -256,3 +256,15 @@ def test_an_interrupted_encoding_says_how_to_go_on(folder: Path, num_processes: 
     line = "stopped; finished shards are kept, run the same command again to go on\n"
     assert told.count(line) == 1
     assert not (cache / "manifest.json").exists()
+
+
+def test_encoding_needs_no_weights_of_the_loss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VARLIT_LPIPS_SQUEEZE", str(folder / "nowhere.pth"))
+    wants = ["--model.loss.perceptual_weight", "1", "--model.loss.perceptual_net", "squeeze"]
+    common = ["--name", "tok", *TINY, *wants]
+    assert run("tokenizer", "validate", *common) == 2
+    assert "nowhere.pth" in capsys.readouterr().err
+    assert run("tokenizer", "predict", *common, "--cache.folder", str(folder / "elsewhere")) == 0
+    assert read_manifest(folder / "elsewhere").count("train") == 1500

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,8 @@ def test_another_source_or_other_settings_are_refused(tmp_path: Path) -> None:
         packed(tree, out, PackSettings(5))
     with pytest.raises(UserError, match="begun with --shuffle_seed 0, now it is -1"):
         packed(tree, out, IN_ORDER)
+    with pytest.raises(UserError, match=r"begun with --val_fraction 0\.0, now it is 0\.5"):
+        packed(tree, out, replace(SHUFFLED, val_fraction=0.5))
     noise(9, 40, 40).save(tree / "a cat" / "new.png")
     with pytest.raises(UserError, match="images have come or gone"):
         packed(tree, out)
@@ -224,10 +227,10 @@ def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
     whole = tree / "a cat" / "im\u00e4ge 0.JPEG"
     whole.write_bytes(whole.read_bytes()[:-700])
     (tree / "a cat" / "text.png").write_bytes(b"words")
-    (tree / "a cat" / "gone.png").symlink_to("nowhere")
+    (tree / "a cat" / "gone\n.png").symlink_to("nowhere")
     result = packed(tree, out, IN_ORDER)
     names = [Path(bad.name).name for bad in result.bad]
-    assert sorted(names) == ["gone.png", "im\u00e4ge 0.JPEG", "text.png"]
+    assert sorted(names) == ["gone\n.png", "im\u00e4ge 0.JPEG", "text.png"]
     assert result.shards.count("train") == 11
     lines = (out / "bad_files.txt").read_text().splitlines()
     assert len(lines) == 3

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varlit.cli.arguments import VerbParser, pick_device
+from varlit.cli.quiet import quieten
 from varlit.cli.verbs import parse_verb, typed
 from varlit.errors import UserError
 
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
     verb, words = parse_verb("cache", argv, tuple(VERBS), CARD)
     if verb is None:
         return 0
+    quieten()
     parser, run = VERBS[verb]
     return run(parser().parse_args(words))
 

@@ -3,16 +3,18 @@
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varlit.cli.arguments import VerbParser
+from varlit.cli.quiet import quieten
 from varlit.cli.verbs import parse_verb, typed
 from varlit.errors import UserError
 
 if TYPE_CHECKING:
     from varlit.data.formats.encoded import EncodedImages
+    from varlit.data.formats.remote import RemoteShards
 
 CARD = """\
 varlit data - image data sets on disk
@@ -36,7 +38,9 @@ KINDS = {
     "ChunkImages": "litdata chunks",
     "ParquetImages": "parquet files",
     "PixelImages": "a set of torchvision",
+    "RemoteShards": "tar shards, streamed",
 }
+HELD_OUT = "a fit holds out data.val_fraction of train"
 
 
 def main(argv: list[str]) -> int:
@@ -46,6 +50,7 @@ def main(argv: list[str]) -> int:
         argv: What follows `varlit data`.
     """
     verb, words = parse_verb("data", argv, tuple(_VERBS), CARD)
+    quieten()
     if verb is not None:
         parser, run = _VERBS[verb]
         run(parser().parse_args(words))
@@ -112,9 +117,10 @@ def _pack(args: Namespace) -> None:
 
 
 def _index(args: Namespace) -> None:
-    from varlit.data.shard_listing import list_shards, read_class_names
+    from varlit.data.formats.class_list import read_class_list
+    from varlit.data.shard_listing import list_shards
 
-    names = read_class_names(args.class_names) if args.class_names else None
+    names = read_class_list(args.class_names) if args.class_names else None
     shards, path = list_shards(args.shards, names)
     for split, listed in shards.splits.items():
         images = _count(shards.count(split), "image")
@@ -123,23 +129,35 @@ def _index(args: Namespace) -> None:
 
 
 def _info(args: Namespace) -> None:
+    from varlit.data.class_titles import titles
+    from varlit.data.formats.remote import RemoteShards, open_streamed
     from varlit.data.formats.splits import is_remote, open_splits
 
-    if is_remote(args.root):
-        raise UserError(
-            f"{args.root} is streamed, which counts nothing beforehand: fetch its shards.json, or "
-            "give a local ROOT"
-        )
-    splits = open_splits(args.root, args.val_root)
+    if not args.root:
+        raise UserError("ROOT is empty: expected a folder of images, or another source")
+    splits: Mapping[str, EncodedImages | RemoteShards]
+    if is_remote(args.root) or is_remote(args.val_root):
+        splits = open_streamed(args.root, args.val_root, val_fraction=0)
+    else:
+        splits = open_splits(args.root, args.val_root)
     train = splits["train"]
-    print(f"{train.place}: {_kind(train)}")
-    names = train.class_names
+    print(f"{train.place}: {KINDS.get(type(train).__name__, type(train).__name__)}")
+    names = titles(train.class_names)
     more = f", ... {names[-1]}" if len(names) > NUM_NAMED else ""
     print(f"classes: {len(names):,} ({', '.join(names[:NUM_NAMED])}{more})")
     for split, images in splits.items():
-        print(f"{split}: {_describe(images)}")
+        told = _describe_shards(images) if isinstance(images, RemoteShards) else _describe(images)
+        print(f"{split}: {told}")
     if "val" not in splits:
-        print("val: none; a fit holds out data.val_fraction of train")
+        is_stream = isinstance(train, RemoteShards)
+        remedy = "set data.val_root, or data.val_fraction 0" if is_stream else HELD_OUT
+        print(f"val: none; {remedy}")
+
+
+def _describe_shards(images: "RemoteShards") -> str:
+    size = _bytes(sum(shard.num_bytes for shard in images.shards))
+    text = f"{_count(len(images), 'image')} in {_count(len(images.shards), 'shard')}, {size}"
+    return "\n  ".join([text, *(shard.file for shard in images.shards[:NUM_NAMED])])
 
 
 def _describe(images: "EncodedImages") -> str:
@@ -151,10 +169,6 @@ def _describe(images: "EncodedImages") -> str:
     if isinstance(sizes, np.ndarray):
         text += f", {_bytes(int(sizes.sum()))}"
     return "\n  ".join([text, *map(os.fsdecode, images.names[:NUM_NAMED].tolist())])
-
-
-def _kind(images: "EncodedImages") -> str:
-    return KINDS.get(type(images).__name__, type(images).__name__)
 
 
 def _count(number: int, singular: str, plural: str = "") -> str:

@@ -48,6 +48,8 @@ class Stage:
     """Whether `--data` may name any LightningDataModule; `data` is then only the first choice."""
     next_commands: Mapping[str, str] = field(default_factory=dict)
     """What to type after a verb, with {name}, {run_dir} and {root} (a flag, where needed)."""
+    turned_off: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """For a verb, settings of parts that it has no use for, so that it needs no files of theirs."""
 
 
 class StageCLI(LightningCLI):
@@ -117,6 +119,8 @@ class StageCLI(LightningCLI):
         trainer = self.settings.trainer.as_dict()
         if self.asked == "fit":
             check_training(self.stage.name, trainer)
+        for key, value in self.stage.turned_off.get(self.asked, {}).items():
+            self.settings[key] = value
         self.placement = place(self.settings.gpus, trainer, explicit)
         self.checkpoint_path = self._find_checkpoint()
         if self.settings.dry_run:
@@ -245,8 +249,10 @@ class StageCLI(LightningCLI):
         """Print the measures as a table and keep them in the run's folder."""
         measures = self._measures()
         if self.trainer.is_global_zero:
-            report.print_table(f"{self.stage.name} test: {self.settings.name}", measures)
             protocol = getattr(self.model, "test_protocol", {})
+            published = getattr(self.model, "published", {})
+            report.print_table(f"{self.stage.name} test: {self.settings.name}", measures, published)
+            report.print_protocol(protocol)
             path = self.run_dir / "metrics.json"
             report.write_metrics(path, measures, self.checkpoint_path, protocol)
 

@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
             "best": KeepBest,
             "cache": TokenWriter,
         },
+        turned_off={"predict": {"model.loss.perceptual_weight": 0.0}},
         links={"data.image_size": "model.image_size"},
         next_commands={
             "fit": "varlit tokenizer predict --name {name}{root}",

@@ -159,8 +159,9 @@ def _begun(out: Path, splits: dict[str, EncodedImages], settings: PackSettings) 
 
 
 def _check_spec(path: Path, splits: dict[str, EncodedImages], settings: PackSettings) -> None:
-    content = {"images": {split: digest(images) for split, images in splits.items()}}
-    content |= asdict(settings)
+    # The settings first: another val_fraction gives other lists of images as well.
+    content = asdict(settings)
+    content |= {"images": {split: digest(images) for split, images in splits.items()}}
     if not path.is_file():
         write_json(path, content)
         return
@@ -214,7 +215,7 @@ def _finish(
             )
     shards = ShardList(splits["train"].class_names, listed)
     if bad:
-        lines = "".join(f"{file.name}\t{file.reason}\n" for file in bad)
+        lines = "".join(file.line for file in bad)
         write_bytes(out / LIST_FILE, lines.encode("utf-8", "surrogateescape"))
     write_shard_list(shards, out)
     return Packed(shards, tuple(bad), num_found)

@@ -67,25 +67,6 @@ def list_shards(root: str, class_names: Sequence[str] | None = None) -> tuple[Sh
     return shards, write_shard_list(shards, found.folder)
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read one class name a line, the first being that of label 0.
-
-    Raises:
-        UserError: If the file cannot be read or holds no names.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UserError(f"cannot read the class names in '{path}': {reason}.") from error
-    names = tuple(line.strip() for line in lines)
-    while names and not names[-1]:
-        names = names[:-1]
-    if not names or not all(names):
-        raise UserError(f"'{path}' has an empty line or no line: expected one class name a line.")
-    return names
-
-
 def _class_names(
     place: str, indices: dict[Path, TarIndex], given: Sequence[str] | None
 ) -> tuple[str, ...]:

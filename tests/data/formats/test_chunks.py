@@ -159,6 +159,37 @@ def test_an_index_cannot_lead_to_other_folders(tmp_path: Path) -> None:
         open_chunks(str(tmp_path / "chunks"))
 
 
+@pytest.mark.parametrize(
+    "entry", [5, {"filename": 3, "chunk_size": 1}, {"filename": "a", "chunk_size": "x"}, {}]
+)
+def test_an_index_of_something_else_is_refused(tmp_path: Path, entry: object) -> None:
+    write(tmp_path / "chunks", standard(4))
+    index = tmp_path / "chunks" / "index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps(content | {"chunks": [entry]}))
+    with pytest.raises(UserError, match="expected a file here"):
+        open_chunks(str(tmp_path / "chunks"))
+
+
+@pytest.mark.parametrize("names", [b"a\n\nb\n", b"a\xff\n", b""])
+def test_a_list_of_classes_that_would_shift_the_labels_is_refused(
+    tmp_path: Path, names: bytes
+) -> None:
+    write(tmp_path / "chunks", standard(4))
+    (tmp_path / "chunks" / "classes.txt").write_bytes(names)
+    with pytest.raises(UserError, match=r"classes\.txt"):
+        open_chunks(str(tmp_path / "chunks"))
+
+
+def test_a_cache_folder_that_cannot_be_made_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VARLIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot make the folder .*VARLIT_CACHE"):
+        open_chunks("litdata:s3://bucket/set")
+
+
 @pytest.mark.parametrize("kept", ["rows", "trees"])
 def test_damaged_chunks_are_named(tmp_path: Path, kept: str) -> None:
     items = standard(8) if kept == "rows" else [(jpeg(n), n) for n in range(8)]

@@ -1,3 +1,4 @@
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from varlit.data import progress
 from varlit.data.formats import folder_index
 from varlit.data.formats.folder_index import list_names
 from varlit.errors import UserError
@@ -230,10 +232,11 @@ def test_a_long_listing_says_how_far_it_is(
 ) -> None:
     names_of(tree)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(folder_index, "FIRST_WORD_S", 0.0)
+    moments_s = itertools.count(step=60)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(moments_s))
     names_of(tree)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == f"listing '{tree}': 3 of 3 class folders, 4 images"
+    assert lines[-1] == f"listing the class folders of '{tree}': 3 of 3 (100%), 0 s left"
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tree: Path) -> None:

@@ -50,6 +50,12 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         list_class_folders(tmp_path)
 
 
+def test_a_folder_of_other_files_is_not_called_empty(tmp_path: Path) -> None:
+    touch(tmp_path, "train.tar", ".hidden")
+    with pytest.raises(UserError, match=r"has 1 file\(s\) but no class sub-folders: expected"):
+        list_class_folders(tmp_path)
+
+
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "1.png", "2.png")
     with pytest.raises(UserError, match=r"2 images but no class sub-folders.*move them to '.*all'"):

@@ -1,4 +1,5 @@
 import io
+import logging
 import multiprocessing
 import pickle
 from collections.abc import Sequence
@@ -161,7 +162,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [0, 1])
     content = (tmp_path / "train.parquet").read_bytes()
     (tmp_path / "train.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"cannot read .*copied or downloaded again"):
+    with pytest.raises(UserError, match=r"cannot read .*copy a damaged file again"):
         open_parquet(str(tmp_path))
 
 
@@ -242,6 +243,25 @@ def test_what_the_hub_refuses_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
     for name in ("cifar10", "../secrets", "owner/name:", "a/b/c"):
         with pytest.raises(UserError, match="expected hf:owner/name"):
             open_hub(name)
+
+
+def test_the_hub_is_named_once_and_its_tries_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    levels = []
+
+    def load_dataset(*names: object) -> object:
+        levels.append(logger.getEffectiveLevel())
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    before = logger.getEffectiveLevel()
+    with pytest.raises(UserError, match="no network"):
+        open_hub("owner/name")
+    assert levels == [logging.ERROR]
+    assert logger.getEffectiveLevel() == before < logging.ERROR
+    assert capsys.readouterr().err == "asking the Hugging Face hub for owner/name\n"
 
 
 def test_without_the_library_the_remedy_is_named(

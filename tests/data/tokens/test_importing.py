@@ -101,7 +101,7 @@ def test_ranges_are_not_trusted(
 ) -> None:
     with pytest.raises(UserError, match=message):
         import_tokens(pyramids(tokens, labels), network, tmp_path, NAMES, "llamagen")
-    assert not (tmp_path / "manifest.json").exists()
+    assert list(tmp_path.parent.glob(f"{tmp_path.name}/*")) == []
 
 
 def test_a_gap_in_the_files_and_other_shapes_are_refused(tmp_path: Path, network: VQVAE) -> None:
@@ -154,3 +154,21 @@ def test_nothing_is_drawn_on_the_way(tmp_path: Path, network: VQVAE) -> None:
     state = torch.get_rng_state()
     import_tokens(pyramids([[[1] * 5]], [0]), network, tmp_path, NAMES, "llamagen")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kept", ["val", "other"])
+def test_shards_that_nothing_trains_on_are_refused(
+    tmp_path: Path, network: VQVAE, kept: str
+) -> None:
+    import_tokens(
+        pyramids(np.zeros((2, 1, 5), np.int64), [0, 1]),
+        network,
+        tmp_path / "a",
+        NAMES,
+        "safetensors",
+    )
+    export_safetensors(read_manifest(tmp_path / "a"), tmp_path / "out")
+    shard = tmp_path / "out" / "train-00000.safetensors"
+    shard.rename(shard.with_name(f"{kept}-00000.safetensors"))
+    with pytest.raises(UserError, match=f"holds shards of {kept}: expected train"):
+        open_safetensors(tmp_path / "out")

@@ -125,6 +125,36 @@ def test_a_manifest_whose_classes_were_changed_is_refused(tmp_path: Path) -> Non
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"stem": "../other/train-00000"},
+        {"stem": "train-00001"},
+        {"num_bytes": 5},
+        {"num_bytes": {"tokens": 5}},
+        {"sha256": {}},
+        {"count": -1},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_whose_shards_were_changed_is_refused(
+    cache: Path, changed: dict[str, Any]
+) -> None:
+    content = json.loads((cache / "manifest.json").read_text())
+    content["splits"]["train"]["shards"][0] |= changed
+    (cache / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is damaged"):
+        read_manifest(cache)
+
+
+def test_a_manifest_without_settings_of_the_images_is_refused(cache: Path) -> None:
+    content = json.loads((cache / "manifest.json").read_text())
+    (cache / "manifest.json").write_text(json.dumps(content | {"data": [1]}))
+    with pytest.raises(UserError, match="is damaged"):
+        read_manifest(cache)
+
+
 def test_one_crop_is_the_centre_and_several_are_random() -> None:
     spec = change(num_crops={"train": 3, "val": 1})
     assert list(spec.views("train")) == [1, 2, 3]

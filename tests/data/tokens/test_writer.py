@@ -119,6 +119,21 @@ def test_a_shard_with_a_truncated_file_is_written_again(tmp_path: Path) -> None:
     merge_manifest(tmp_path, SPEC)
 
 
+@pytest.mark.parametrize("record", ["{", '{"a": 1}', "[]", ""])
+def test_a_shard_with_a_damaged_record_is_written_again(tmp_path: Path, record: str) -> None:
+    encode(begun(tmp_path))
+    (tmp_path / "train-00001.json").write_text(record)
+    assert set(encode(tmp_path)) == {4, 5, 6, 7}
+    merge_manifest(tmp_path, SPEC)
+
+
+def test_a_record_of_another_shard_does_not_count(tmp_path: Path) -> None:
+    encode(begun(tmp_path))
+    other = (tmp_path / "train-00000.json").read_text()
+    (tmp_path / "train-00001.json").write_text(other)
+    assert missing_shards(tmp_path, SPEC) == ["train-00001"]
+
+
 def test_broken_images_are_left_out_and_counted(tmp_path: Path) -> None:
     encode(begun(tmp_path), broken={2, 8, 9})  # 8 and 9 are a whole shard; 2 is in val too
     manifest = merge_manifest(tmp_path, SPEC)

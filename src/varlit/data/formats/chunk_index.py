@@ -114,13 +114,25 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be read or is not litdata's.
     """
+    if not (folder / INDEX_FILE).is_file():
+        raise UserError(
+            f"no litdata chunks in '{folder}': expected {INDEX_FILE} and the chunks that it names."
+        )
     content = read_json(folder / INDEX_FILE)
     if not isinstance(content.get("chunks"), list) or not isinstance(content.get("config"), dict):
         raise UserError(f"'{folder / INDEX_FILE}' is not an index of litdata: expected its chunks.")
     for chunk in content["chunks"]:
-        if not {"filename", "chunk_size"} <= set(chunk) or os.sep in chunk["filename"]:
+        if not _is_entry(chunk):
             raise UserError(f"'{folder / INDEX_FILE}' has the entry {chunk}: expected a file here.")
     return content
+
+
+def _is_entry(chunk: Any) -> bool:
+    """Whether an entry of index.json is one, of a file in its own folder."""
+    if not isinstance(chunk, dict):
+        return False
+    name, count = chunk.get("filename"), chunk.get("chunk_size")
+    return isinstance(name, str) and os.sep not in name and type(count) is int and count >= 0
 
 
 def _keys(spec: str | None) -> list[str]:

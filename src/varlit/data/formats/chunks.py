@@ -30,6 +30,7 @@ from varlit.data.formats.chunk_index import (
     read_layout,
     read_places,
 )
+from varlit.data.formats.class_list import read_class_list
 from varlit.data.formats.encoded import Encoded, EncodedImages
 from varlit.data.progress import Progress
 from varlit.data.whole_files import read_json
@@ -124,7 +125,7 @@ def open_chunks(root: str, val_root: str = "") -> dict[str, EncodedImages]:
         UserError: If chunks are missing, damaged, or hold no images with int labels.
     """
     folder = _local(root)
-    has_train = not _has_index(folder)
+    has_train = not _has_index(folder) and (folder / "train").is_dir()
     train = _open_folder(folder / "train" if has_train else folder)
     if val_root:
         val_folder = _local(val_root)
@@ -181,8 +182,7 @@ def _class_names(folder: Path, num_labels: int) -> tuple[str, ...]:
     """Read classes.txt, here or one folder up; numbers where there is none."""
     for place in (folder, folder.parent):
         if (place / CLASSES_FILE).is_file():
-            lines = (place / CLASSES_FILE).read_text(encoding="utf-8").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
+            return read_class_list(place / CLASSES_FILE)
     return tuple(str(label) for label in range(num_labels))
 
 
@@ -222,7 +222,13 @@ def _local(root: str) -> Path:
     from filelock import FileLock
 
     folder = home / hashlib.sha256(address.encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder '{folder}': {error.strerror}. Set ${CACHE_VARIABLE} to one "
+            "that you may write to."
+        ) from error
     # litdata's own locks let a second process go on without the file.
     with FileLock(f"{folder}.lock"):
         parts = [part for part in ("", *SPLITS) if _fetch_index(address, folder, part)]

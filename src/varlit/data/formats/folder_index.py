@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import struct
-import sys
 import time
 import zipfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from varlit.data.progress import Progress
 from varlit.data.whole_files import write_bytes
 from varlit.errors import UserError
 from varlit.places import cache_folder
@@ -34,7 +34,6 @@ MOST_PADDING = 4  # times what the names themselves take
 NUM_THREADS = 16  # for network file systems; the interpreter's lock makes them one on a disk
 COARSEST_CLOCK_NS = 2_000_000_000  # FAT's; every other file system's times are finer
 UNSETTLED = -1
-FIRST_WORD_S = 5.0
 # What numpy's reader is known to raise on damaged files.
 _DAMAGE = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError),
@@ -82,18 +81,19 @@ def list_names(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> l
             return known
         return _list(place, folder, ends)
 
-    progress = _Progress(root, len(folders))
+    progress = Progress(f"listing the class folders of '{root}'", len(folders))
     found: dict[bytes, Listing] = {}
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         keys = [os.fsencode(folder) for folder in folders]
         for folder, listing in zip(keys, pool.map(visit, keys), strict=True):
             found[folder] = listing
-            progress.add(len(listing.names))
+            progress.add()
     progress.end()
-    _check_widths(root, [listing.names for listing in found.values()])
-    if path is not None and progress.num_names >= FEWEST_NAMES and found != stored:
+    names = [listing.names for listing in found.values()]
+    _check_widths(root, names)
+    if path is not None and sum(map(len, names)) >= FEWEST_NAMES and found != stored:
         _write(path, found)
-    return [listing.names for listing in found.values()]
+    return names
 
 
 def _list(place: bytes, top: bytes, ends: tuple[bytes, ...]) -> Listing:
@@ -200,35 +200,3 @@ def _check_widths(root: Path, names: Sequence[np.ndarray]) -> None:
             f"a name below '{root}' has {width} bytes, to which all {count:,} are padded "
             f"({count * width / 2**30:.1f} GiB): shorten '{os.fsdecode(longest)}'."
         )
-
-
-class _Progress:
-    """Says on standard error how far a long listing is."""
-
-    def __init__(self, root: Path, num_folders: int) -> None:
-        self.root, self.num_folders = root, num_folders
-        self.num_done = self.num_names = 0
-        self._next_s = time.monotonic() + FIRST_WORD_S
-        self._has_spoken = False
-
-    def add(self, num_names: int) -> None:
-        """Count one more folder."""
-        self.num_done += 1
-        self.num_names += num_names
-        if time.monotonic() < self._next_s:
-            return
-        is_live = sys.stderr.isatty()
-        self._next_s = time.monotonic() + (0.2 if is_live else 6 * FIRST_WORD_S)
-        self._has_spoken = True
-        print(
-            f"listing '{self.root}': {self.num_done:,} of {self.num_folders:,} class folders, "
-            f"{self.num_names:,} images",
-            end="\r" if is_live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def end(self) -> None:
-        """Leave the live line."""
-        if self._has_spoken and sys.stderr.isatty():
-            print(file=sys.stderr)

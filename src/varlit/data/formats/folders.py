@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,16 @@ def open_folders(root: str, val_root: str = "") -> dict[str, EncodedImages]:
     return {"train": train, "val": list_class_folders(val_folder, train.class_names)}
 
 
+def has_class_folders(root: str) -> bool:
+    """Whether an image lies in a sub-folder of `root`, or of its train folder."""
+    for folder in (Path(root, "train"), Path(root)):
+        with contextlib.suppress(OSError):
+            inside = [entry.path for entry in _entries(folder) if entry.is_dir()]
+            if any(_is_image(entry.name) for path in inside for entry in _entries(path)):
+                return True
+    return False
+
+
 def list_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -> ClassFolders:
     """List the images below `root`, or recall them where nothing has changed since the last time.
 
@@ -119,12 +131,17 @@ def list_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -
     return ClassFolders(root, known, np.concatenate(listed), np.repeat(labels, counts))
 
 
+def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
 def _class_folder_names(root: Path) -> list[str]:
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
         raise UserError(f"the image folder '{root}' {kind}: {LAYOUT}.")
     try:
-        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+        entries = list(_entries(root))
     except PermissionError as error:
         raise UserError(f"no permission to read '{root}': {error.strerror}.") from error
     folders = sorted(entry.name for entry in entries if entry.is_dir())
@@ -136,8 +153,9 @@ def _class_folder_names(root: Path) -> list[str]:
             f"'{root}' has {num_images} images but no class sub-folders: {LAYOUT}. "
             f"With a single class, move them to '{root / 'all'}'."
         )
-    raise UserError(f"'{root}' is empty: {LAYOUT}.")
+    content = f"has {len(entries):,} file(s) but no class sub-folders" if entries else "is empty"
+    raise UserError(f"'{root}' {content}: {LAYOUT}.")
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES)

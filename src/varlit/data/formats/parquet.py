@@ -5,8 +5,11 @@ Both go through the `datasets` library, whose Arrow files are memory-mapped: eve
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -130,7 +133,7 @@ def open_parquet(root: str, val_root: str = "") -> dict[str, EncodedImages]:
             for split, listed in files.items()
         }
 
-    remedy = "a damaged file has to be copied or downloaded again"
+    remedy = "copy a damaged file again; where the copy of `datasets` has no room, set HF_HOME"
     opened = _open_tables(_load(load, f"'{root}'", remedy), root)
     if val_root and "val" not in opened:
         raise UserError(f"'{val_root}' has no labels to validate with: leave val_root empty.")
@@ -158,7 +161,9 @@ def open_hub(name: str) -> dict[str, EncodedImages]:
         )
 
     def load(library: Any) -> Any:
-        return library.load_dataset(matched["path"], matched["config"])
+        print(f"asking the Hugging Face hub for {name}", file=sys.stderr)
+        with _few_words():
+            return library.load_dataset(matched["path"], matched["config"])
 
     remedy = (
         "check the name and the network; for a gated set, accept its terms on the hub and run "
@@ -166,6 +171,18 @@ def open_hub(name: str) -> dict[str, EncodedImages]:
         "to their folder"
     )
     return _open_tables(_load(load, f"hf:{name}", remedy), f"hf:{name}")
+
+
+@contextmanager
+def _few_words() -> Iterator[None]:
+    """Keep to itself what the hub's library says of each of its tries, but for the last."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _files(pattern: str) -> list[str]:

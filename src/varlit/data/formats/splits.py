@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from varlit.data.formats.encoded import EncodedImages, hold_out_rows
@@ -43,7 +44,11 @@ def open_splits(root: str, val_root: str = "", val_fraction: float = 0) -> dict[
 
 
 def _open(root: str, val_root: str) -> dict[str, EncodedImages]:
-    """Hand over to the first format that knows the root; class folders know every other one."""
+    """Hand over to the first format that knows the root; class folders refuse every other one.
+
+    Class folders come before tars that no list names: they may be the archives that the folders
+    were unpacked from, as torchvision leaves those of ImageNet beside train/ and val/.
+    """
     # Each format is imported when it is met: some bring a library that others need not have.
     scheme, _, name = root.partition(":")
     if scheme == "torchvision":
@@ -56,16 +61,25 @@ def _open(root: str, val_root: str) -> dict[str, EncodedImages]:
         return open_hub(name)
 
     from varlit.data.formats.chunks import is_chunks, open_chunks
-    from varlit.data.formats.folders import open_folders
+    from varlit.data.formats.folders import has_class_folders, open_folders
     from varlit.data.formats.parquet import is_parquet, open_parquet
-    from varlit.data.formats.tars import is_tars, open_tars
+    from varlit.data.formats.tars import is_listed_tars, is_tars, open_tars
 
     place = root if scheme == "litdata" else str(Path(root).expanduser())
-    for knows, opens in (
-        (is_chunks, open_chunks),
-        (is_tars, open_tars),
-        (is_parquet, open_parquet),
-    ):
-        if knows(place):
-            return opens(place, val_root)
-    return open_folders(place, val_root)
+    formats = (
+        ("litdata chunks", is_chunks, open_chunks),
+        ("tar shards", is_listed_tars, open_tars),
+        ("parquet files", is_parquet, open_parquet),
+        ("class folders", has_class_folders, open_folders),
+        ("tar files", is_tars, open_tars),
+    )
+    found = [(name, opens) for name, knows, opens in formats if knows(place)]
+    opener = found[0][1] if found else open_folders
+    others = [name for name, opens in found if opens is not opener]
+    if others:
+        warnings.warn(
+            f"'{root}' holds {found[0][0]} and {' and '.join(others)}: reading the {found[0][0]}. "
+            "Keep one kind in a folder.",
+            stacklevel=3,
+        )
+    return opener(place, val_root)

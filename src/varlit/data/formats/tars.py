@@ -105,14 +105,14 @@ class TarImages:
         )
 
 
+def is_listed_tars(root: str) -> bool:
+    """Whether `root` can mean nothing but tar shards: it names them, or a list beside them does."""
+    return root.endswith(".tar") or (Path(root) / SHARDS_FILE).is_file()
+
+
 def is_tars(root: str) -> bool:
     """Whether `open_tars` opens `root`: a .tar file, a pattern of them or a folder of them."""
-    if root.endswith(".tar"):
-        return True
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        return False
-    return (folder / SHARDS_FILE).is_file() or bool(tars_in(folder))
+    return is_listed_tars(root) or (Path(root).is_dir() and bool(tars_in(Path(root))))
 
 
 def open_tars(root: str, val_root: str = "") -> dict[str, EncodedImages]:

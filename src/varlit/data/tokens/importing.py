@@ -6,6 +6,7 @@ The formats are those of `varlit.data.tokens.exporting`.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from varlit.data.module import SPLITS
 from varlit.data.tokens.exporting import CODES, LABELS, Format, Tell, begin_folder, mute
 from varlit.data.tokens.manifest import TOKENIZER_FOLDER, CacheSpec, Manifest, begin_cache
 from varlit.data.tokens.writer import TokenShardWriter, check_labels, merge_manifest
@@ -82,7 +84,7 @@ def open_safetensors(folder: Path) -> tuple[dict[str, Pyramids], dict[str, str]]
     """Open a folder of shards: its splits, and what the shards tell of themselves.
 
     Raises:
-        UserError: If there is none, or one is damaged.
+        UserError: If there is none to train on, or one is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -91,6 +93,10 @@ def open_safetensors(folder: Path) -> tuple[dict[str, Pyramids], dict[str, str]]
         paths.setdefault(path.name.rpartition("-")[0], []).append(path)
     if not paths:
         raise UserError(f"'{folder}' holds no shards: expected such as train-00000.safetensors.")
+    if "train" not in paths or set(paths) - set(SPLITS):
+        raise UserError(
+            f"'{folder}' holds shards of {', '.join(paths)}: expected train, and val if any."
+        )
     splits, metadata = {}, dict[str, str]()
     for split, files in paths.items():
         labels, shapes = [], []
@@ -157,18 +163,25 @@ def import_tokens(
         remedy = "Give a fitting --num_classes, or mend the labels."
         check_labels(part.labels, class_names, f"'{part.place}'", remedy)
     begin_folder(folder)
-    begin_cache(folder, spec)
-    for split, part in found.items():
-        writer = TokenShardWriter(folder, split, spec)
-        for index in writer.pending().batches(0):
-            rows = range(int(index.ids[0]), int(index.ids[-1]) + 1)
-            tokens = check_tokens(part.read(rows), spec, part.place)
-            ids, views = torch.from_numpy(index.ids), torch.from_numpy(index.views)
-            labels = torch.from_numpy(part.labels.astype(np.int64))[ids]
-            writer.add(torch.from_numpy(tokens), labels, ids, views)
-            tell(len(rows))
-    save_tokenizer(network, folder / TOKENIZER_FOLDER)
-    return merge_manifest(folder, spec)
+    try:
+        begin_cache(folder, spec)
+        for split, part in found.items():
+            _write_split(TokenShardWriter(folder, split, spec), part, tell)
+        save_tokenizer(network, folder / TOKENIZER_FOLDER)
+        return merge_manifest(folder, spec)
+    except BaseException:
+        shutil.rmtree(folder)  # it was empty: nothing is lost, and the next try is not refused
+        raise
+
+
+def _write_split(writer: TokenShardWriter, part: Pyramids, tell: Tell) -> None:
+    for index in writer.pending().batches(0):
+        rows = range(int(index.ids[0]), int(index.ids[-1]) + 1)
+        tokens = check_tokens(part.read(rows), writer.spec, part.place)
+        ids, views = torch.from_numpy(index.ids), torch.from_numpy(index.views)
+        labels = torch.from_numpy(part.labels.astype(np.int64))[ids]
+        writer.add(torch.from_numpy(tokens), labels, ids, views)
+        tell(len(rows))
 
 
 def recorded_classes(metadata: Mapping[str, str], network: VQVAE, place: Path) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ A cache folder holds `spec.json` (what it is made from, written first), for each
 `<split>-00000.tokens.npy` uint16 (n, crops, L), `.labels.npy` int32 (n,), `.ids.npy` int64 (n,)
 and a `.json` that marks it as finished, `tokenizer/`, and `manifest.json`, written last. Shard s
 covers the dataset's ids s * shard_size .. (s + 1) * shard_size - 1, so what is in a file does not
-depend on how many processes wrote the cache. No file holds a time or a place: the same images,
-tokenizer, settings and machine give the same bytes.
+depend on how many processes wrote the cache. No file holds a time: the same images, tokenizer,
+settings and machine give the same bytes.
 """
 
 from __future__ import annotations
@@ -130,6 +130,25 @@ class ShardRecord:
         """Return the path of one of its arrays."""
         return folder / f"{self.stem}.{array}.npy"
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any], stem: str) -> ShardRecord:
+        """Return a record that was read from a file, which may have been edited.
+
+        Args:
+            content: Its fields.
+            stem: What it must be called, so that no cache leads to the files of another.
+
+        Raises:
+            TypeError: If fields are missing, or of other types.
+            ValueError: If it is the record of another shard.
+        """
+        record = cls(**content)
+        if record.stem != stem or record.count < 0 or record.skipped < 0:
+            raise ValueError(f"the record of {stem} is that of {record.stem}")
+        if set(record.num_bytes) != set(ARRAYS) or set(record.sha256) != set(ARRAYS):
+            raise ValueError(f"the record of {stem} lacks files")
+        return record
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -188,14 +207,17 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"varlit reads {SCHEMA_VERSION}: remove the folder and make it again with {command}."
         )
     try:
+        spec = CacheSpec(**{name: content[name] for name in CacheSpec.__dataclass_fields__})
         splits = {
-            split: tuple(ShardRecord(**shard) for shard in record["shards"])
+            split: tuple(
+                ShardRecord.of(shard, spec.shard_stem(split, number))
+                for number, shard in enumerate(record["shards"])
+            )
             for split, record in content["splits"].items()
         }
-        spec = CacheSpec(**{name: content[name] for name in CacheSpec.__dataclass_fields__})
         if content["class_map_sha256"] != spec.class_map_sha256:
             raise ValueError("class_names do not fit class_map_sha256")
-        return Manifest(folder, spec, splits, content["data"])
+        return Manifest(folder, spec, splits, dict(content["data"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"'{folder / MANIFEST_FILE}' is damaged ({error!r}): remove it and run {command}."

@@ -65,7 +65,10 @@ def reopen_images(manifest: Manifest, root: str = "") -> LabelledImageDataModule
             f"the token cache '{manifest.folder}' {what}: expected a data module of varlit. Check "
             "its files alone: --share 0."
         )
-    kind = getattr(importlib.import_module(module), name, None)
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        kind = None
     if not (isinstance(kind, type) and issubclass(kind, LabelledImageDataModule)):
         raise UserError(f"'{manifest.folder}/manifest.json' names {path}, which reads no images.")
     settings = dict(manifest.data.get("init_args", {}))
@@ -80,6 +83,8 @@ def reopen_images(manifest: Manifest, root: str = "") -> LabelledImageDataModule
             f"'{manifest.folder}/manifest.json' has settings that this varlit does not know "
             f"({error}): check the files alone, --share 0."
         ) from error
+    except UserError as error:
+        raise UserError(f"{error} Where the images are now: --data PATH.") from error
     _require_same_images(manifest, data)
     return data
 

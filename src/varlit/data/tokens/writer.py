@@ -129,10 +129,11 @@ class TokenShardWriter:
 
 def read_shard(folder: Path, spec: CacheSpec, split: str, shard: int) -> ShardRecord | None:
     """Return the record of a shard; None if it is not finished or its files are not whole."""
-    path = folder / f"{spec.shard_stem(split, shard)}.json"
-    if not path.is_file():
+    stem = spec.shard_stem(split, shard)
+    try:
+        record = ShardRecord.of(read_json(folder / f"{stem}.json"), stem)
+    except (UserError, TypeError, ValueError):
         return None
-    record = ShardRecord(**read_json(path))
     for array in ARRAYS:
         file = record.path(folder, array)
         if not file.is_file() or file.stat().st_size != record.num_bytes[array]:
