@@ -24,7 +24,7 @@ from PIL import Image
 
 from varlit.checkpoints.official import official_state, save_official
 from varlit.cli import cache as cache_verb
-from varlit.cli import convert, doctor, evaluate, quickstart, reconstruct, sample
+from varlit.cli import convert, doctor, evaluate, quickstart, reconstruct, sample, sweep
 from varlit.cli import main as command_line
 from varlit.cli.recipes import option_value, read_yaml, run_name
 from varlit.models.config import TokenizerConfig, VARConfig
@@ -39,7 +39,7 @@ README = ROOT / "README.md"
 PAGES = [README, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 MODULES = {"tokenizer": TokenizerModule, "var": VARModule}
-VERB_MODULES = (convert, doctor, evaluate, quickstart, reconstruct, sample)
+VERB_MODULES = (convert, doctor, evaluate, quickstart, reconstruct, sample, sweep)
 VERB_PARSERS = [module.build_parser() for module in VERB_MODULES]
 VERB_PARSERS += [parser() for parser, _ in cache_verb.VERBS.values()]
 # These take minutes, or the weights of Inception.
@@ -165,6 +165,8 @@ def check(words: list[str]) -> None:
     """Run a command if it is cheap, else all of it that comes before the work."""
     if words[0] in PARSED_ONLY:
         PARSED_ONLY[words[0]].build_parser().parse_args(words[1:])
+    elif words[:2] == ["var", "sweep"]:
+        sweep.build_parser().parse_args(words[2:])
     elif words[0] == "cache":
         if not Path("runs/tok").exists():
             save_tokenizer(VQVAE(TOY_TOKENIZER), Path("runs/tok"))

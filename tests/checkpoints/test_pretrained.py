@@ -203,3 +203,60 @@ def test_what_was_noted_of_an_official_file_is_a_warning(models, tmp_path):
     torch.save(state, tmp_path / "vae.pth")
     with pytest.warns(UserWarning, match="does not tell its scales"):
         load(tmp_path / "vae.pth")
+
+
+def by_colour(images):
+    """Logits of two classes: the redder, the more a cat; the bluer, the more a dog."""
+    return 30 * images.mean(dim=(2, 3))[:, [0, 2]]
+
+
+def test_a_classifier_keeps_the_best_of_each_class(models):
+    _, var = models
+    labels = [0, 1, 0, 1]
+    options = {"top_k": 0, "top_p": 0.0, "return_tokens": True}
+    images, tokens = var.sample(
+        labels, seed=3, keep=0.25, classifier=by_colour, batch_size=3, **options
+    )
+    for label in (0, 1):
+        seeds = [4 * (3 + i) + r for i, one in enumerate(labels) if one == label for r in range(4)]
+        drawn, _ = var.sample([label] * 8, seed=seeds, **options)
+        logits = by_colour(drawn)
+        odds = logits[:, label] - logits[:, 1 - label]
+        best = drawn[odds.topk(2).indices.sort().values]
+        torch.testing.assert_close(images[label::2], best, rtol=0, atol=1e-6)
+    assert tokens.shape == (4, 5)
+
+
+def test_the_classes_of_a_classifier_are_those_of_the_model_or_listed(models):
+    _, var = models
+    fixed = {"seed": 0, "keep": 0.5}
+    with pytest.raises(UserError, match="has 3 classes and the model 2"):
+        var.sample([0, 1], classifier=lambda x: x.mean(dim=(2, 3)), **fixed)
+    with pytest.warns(UserWarning, match=r"does not know the classes \[1\]"):
+        var.sample(
+            [0, 1], classifier=lambda x: x.mean(dim=(2, 3)), classifier_classes=[2, None], **fixed
+        )
+    with pytest.warns(UserWarning, match=r"does not know the classes \[2\]"):
+        var.sample([0, None], classifier=by_colour, **fixed)
+
+
+def test_a_choice_without_what_it_needs_is_refused(models):
+    _, var = models
+    with pytest.raises(UserError, match="needs a classifier"):
+        var.sample([0], seed=0, keep=0.5)
+    with pytest.raises(UserError, match="above 0 and up to 1; got 2"):
+        var.sample([0], seed=0, keep=2, classifier=by_colour)
+    with pytest.raises(UserError, match="needs a seed"):
+        var.sample([0], generator=torch.Generator(), keep=0.5, classifier=by_colour)
+    with pytest.raises(UserError, match="is not a number"):
+        var.sample([0], seed=0, keep=0.5, classifier=lambda x: by_colour(x) * float("nan"))
+
+
+def test_without_a_seed_the_choice_follows_torch_s_global_stream(models):
+    _, var = models
+    drawn = []
+    for start in (0, 0, 1):
+        torch.manual_seed(start)
+        drawn.append(var.sample([0, 1], keep=0.5, classifier=by_colour))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -1,26 +1,34 @@
-"""`varlit evaluate` with a stand-in for Inception."""
+"""`varlit evaluate` and `varlit var sweep` with a small network in Inception's place."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from varlit.cli import main as command_line
-from varlit.metrics.fid import InceptionMetrics
+from varlit.metrics.networks import FeatureNetwork, Features, register_network
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 
 TOKENIZER = TokenizerConfig(32, (1, 1), 1, 0.0, 16, 4, (1, 2))
+NETWORK = ("--network", "tinted")
 
 
-class Pixels(nn.Module):
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+class Tinted(nn.Module):
+    def forward(self, images: Tensor) -> Features:
         flat = images.float().flatten(1) / 255
-        return flat[:, :4], flat[:, -4:]
+        return Features(flat[:, :4], flat[:, :3], flat[:, -4:] * 9)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VARLIT_CACHE", str(tmp_path / "cached"))
+    register_network("tinted", lambda weights: FeatureNetwork(Tinted(), "tinted"))
 
 
 @pytest.fixture
@@ -28,33 +36,44 @@ def runs(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     save_tokenizer(VQVAE(TOKENIZER), tmp_path / "tok")
     var = VAR(VARConfig(depth=1, width=32, num_heads=2), TOKENIZER, 3)
+    for weight in var.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
     save_var(var, tmp_path / "tok", tmp_path / "var")
     save_var(var, None, tmp_path / "alone")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", pixels)
+    np.savez(tmp_path / "large.npz", np.zeros((40, 8, 8, 3), dtype=np.uint8))
     return tmp_path
 
 
 def run(*words: object) -> int:
-    return command_line.main([str(word) for word in ("evaluate", *words)])
+    return command_line.main([str(word) for word in words])
 
 
-def test_a_folder_without_a_recipe_is_measured(runs: Path, monkeypatch, capsys):
-    real = torch.rand(32, 3, 4, 4)
-
-    def open_metrics(config, flag):
-        made = InceptionMetrics(feature_network=Pixels, feature_name="pixels", num_splits=2)
-        made.update_reference(real)
-        return made
-
-    monkeypatch.setattr("varlit.training.evaluation.open_metrics", open_metrics)
-    words = ["var", "--root", runs, "--num_images", 24]
-    assert run(*words, "--batch_size", 24) == 0
-    assert "quick_frechet_pixels" in capsys.readouterr().out
+def test_a_folder_without_a_recipe_is_measured(runs: Path, capsys):
+    words = ["evaluate", "var", "--root", runs, "--quick", 24, "--reference", runs / "real.npz"]
+    assert run(*words, *NETWORK, "--batch_size", 24) == 0
+    said = capsys.readouterr().out
+    for line in ("quick_frechet_tinted", "a quick look", "guidance 1.5 (var)", "real.npz, 40 im"):
+        assert line in said
     first = json.loads((runs / "var" / "metrics.json").read_text())
     assert first["protocol"]["sampling"]["cfg_scale"] == 1.5
-    assert run(*words, "--batch_size", 5, "--out", runs / "deep" / "m.json") == 0
-    again = json.loads((runs / "deep" / "m.json").read_text())
-    assert again["quick_num_images"] == 24
-    assert again["quick_frechet_pixels"] == pytest.approx(first["quick_frechet_pixels"], rel=1e-3)
+    assert first["protocol"]["num_images"] == 24
+    assert first["protocol"]["is_quick"]
+    out = runs / "deep" / "m.json"
+    assert run(*words, *NETWORK, "--batch_size", 5, "--out", out) == 0
+    again = json.loads(out.read_text())
+    name = "quick_frechet_tinted"
+    assert again[name] == pytest.approx(first[name], rel=1e-3)
+    assert again["protocol"]["protocol_hash"] == first["protocol"]["protocol_hash"]
+    assert not any(key.startswith(("fid", "precision", "quick_fid")) for key in again)
+
+
+def test_samples_are_written_for_others(runs: Path):
+    words = ["evaluate", "var", "--root", runs, "--quick", 24, "--reference", runs / "real.npz"]
+    assert run(*words, *NETWORK, "--samples", runs / "samples.npz") == 0
+    with np.load(runs / "samples.npz", allow_pickle=False) as archive:
+        assert archive["arr_0"].shape == (24, 4, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +81,70 @@ def test_a_folder_without_a_recipe_is_measured(runs: Path, monkeypatch, capsys):
     [("alone", "holds no tokenizer"), ("tok", "not a VAR"), ("vax", "no model `vax`")],
 )
 def test_what_cannot_draw_is_refused_first(runs: Path, run_name: str, message: str, capsys):
-    assert run(run_name, "--root", runs) == 2
+    assert run("evaluate", run_name, "--root", runs) == 2
     assert message in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named_with_this_verbs_own_flag(runs: Path, monkeypatch, capsys):
     monkeypatch.setenv("VARLIT_INCEPTION", "/nowhere/inception.pth")
-    assert run("var", "--root", runs) == 2
-    assert "give --reference FILE.npz" in capsys.readouterr().err
+    assert run("evaluate", "var", "--root", runs) == 2
+    said = capsys.readouterr().err
+    assert "give --reference FILE.npz" in said
+    assert "no Inception weights at" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_images", "24"], "give quick 24"),
+        (["--quick", "24", "--reference", "{runs}/large.npz"], "8 px; the samples have 4 px"),
+        (["--quick", "24", "--reference", "{runs}/no.npz"], "no such file"),
+        (["--quick", "24", "--reference", "data:val"], "token cache of this model is not known"),
+        (["--network", "resnet"], "no feature network is called 'resnet'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_drawn(runs, words, message, capsys):
+    given = [word.format(runs=runs) for word in words]
+    assert run("evaluate", "var", "--root", runs, *NETWORK, *given) == 2
+    assert message in capsys.readouterr().err
+    assert not (runs / "var" / "evaluation").exists()
 
 
 def test_a_place_that_cannot_take_the_figures_is_refused_before_anything_is_drawn(runs, capsys):
     (runs / "file").touch()
     for out, message in ((runs, "got the folder"), (runs / "file" / "m.json", "can be written in")):
-        assert run("var", "--root", runs, "--out", out) == 2
+        assert run("evaluate", "var", "--root", runs, "--out", out) == 2
         assert message in capsys.readouterr().err
-    assert run("var", "--root", runs, "--device", "cuda:99") == 2
-    assert "Inception" not in capsys.readouterr().err
+    words = ["--reference", runs / "real.npz", *NETWORK, "--device", "cuda:99"]
+    assert run("evaluate", "var", "--root", runs, *words) == 2
+    assert "drawing" not in capsys.readouterr().err
+
+
+def test_a_sweep_measures_every_point_once_and_draws_two_curves(runs: Path, capsys, monkeypatch):
+    words = ["var", "sweep", "var", "--root", runs, "--quick", 24, *NETWORK]
+    words += ["--reference", runs / "real.npz", "--cfg_scale", "3,0", "--top_k", "4,0"]
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    assert "a quick look, 24 images a point, seen by tinted, against real.npz" in said
+    told = json.loads((runs / "var" / "sweep.json").read_text())
+    points = [(p["top_k"], p["cfg_scale"]) for p in told["points"]]
+    assert points == [(4, 0.0), (4, 3.0), (0, 0.0), (0, 3.0)]
+    assert len({p["protocol"]["protocol_hash"] for p in told["points"]}) == 4
+    assert len({p["quick_frechet_tinted"] for p in told["points"]}) == 4
+    pictures = {path.name for path in (runs / "var").glob("*.png")}
+    assert pictures == {"sweep-frechet-score.png", "sweep-precision-recall.png"}
+    (runs / "var" / "sweep.json").unlink()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr("varlit.generation.sampler.Sampler.draw", refuse)
+    assert run(*words) == 0
+    again = json.loads((runs / "var" / "sweep.json").read_text())
+    for one, other in zip(told["points"], again["points"], strict=True):
+        assert one["quick_frechet_tinted"] == other["quick_frechet_tinted"]
+
+
+def test_a_sweep_over_no_numbers_is_refused(runs: Path, capsys):
+    assert run("var", "sweep", "var", "--root", runs, "--cfg_scale", "1,x") == 2
+    assert "numbers with commas" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`varlit info`: exact counts, sane estimates, by recipe and by run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,9 +13,14 @@ from torch import nn
 from varlit.cli import main as command_line
 from varlit.cli.costs import var_card
 from varlit.cli.info import find_settings, merge, parse_overrides
-from varlit.cli.tracing import count, traced
+from varlit.cli.recipes import conf_folder
+from varlit.cli.tracing import block_bytes, count, traced
 from varlit.errors import UserError
+from varlit.models.config import VARConfig
 from varlit.models.initialization import shapes_only
+from varlit.ops.scales import Scales
+
+RECIPES = sorted(p for p in (conf_folder() / "var").glob("*.yaml") if p.stem != "base")
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +88,78 @@ def test_settings_merge_as_the_parser_merges_them() -> None:
     assert parse_overrides(["--a.b", "1", "--a.c=[2]"]) == {"a": {"b": 1, "c": [2]}}
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_stage_2_has_a_card(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["info", str(path)]) == 0
+    told = capsys.readouterr().out
+    for row in ("parameters", "tokens", "compute", "memory", "batch", "steps"):
+        assert re.search(rf"^  {row} +\S", told, re.MULTILINE), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_stage_2_passes_a_dry_run(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["var", "fit", "-c", path.stem, "--dry_run"]) == 0
+    told = capsys.readouterr().out
+    assert str(path.name) in told
+    assert "[var]" in told
+
+
+def row(name: str, settings: dict[str, object]) -> str:
+    model = {"var": {"depth": 4, "width": 64, "num_heads": 4}, **settings}
+    trainer = {"precision": "bf16-mixed", "max_steps": 1}
+    told = var_card({"model": model, "data": {"tokens": "none"}, "trainer": trainer})
+    return next(line for line in told.splitlines() if line.split()[:1] == [name])
+
+
+def test_checkpointing_costs_a_forward_pass_and_spares_memory() -> None:
+    plain, again = {}, {"speed": {"checkpointing": "blocks"}}
+    passes = [_train_flops(row("compute", settings)) for settings in (plain, again)]
+    assert passes[1] / passes[0] == pytest.approx(4 / 3, rel=0.02)
+    assert _mib(row("memory", again)) < _mib(row("memory", plain))
+    with pytest.raises(UserError, match="did you mean `checkpointing`"):
+        row("memory", {"speed": {"chekpointing": "blocks"}})
+
+
+def test_lora_counts_what_is_trained() -> None:
+    settings = {"lora": {"rank": 2, "whole": []}}
+    layers = (64 + 192) + (64 + 64) + 2 * (64 + 256)
+    trained = 4 * 2 * layers
+    assert f"{trained / 1e6:.3g} M of them trained" in row("parameters", settings)
+    plain, adapted = (_train_flops(row("compute", s)) for s in ({}, settings))
+    assert adapted / plain == pytest.approx(2 / 3, rel=0.05)
+
+
+def test_muon_has_one_moment_where_adamw_has_two() -> None:
+    told = row("memory", {"optim": {"optimizer": "muon"}})
+    assert "weights, gradients, Muon and AdamW, bf16 copies" in told
+    states = [_mib(line, 0) for line in (row("memory", {}), told)]
+    matrices = 4 * 12 * 64 * 64
+    assert states[0] - states[1] == pytest.approx(4 * matrices / 2**20, abs=0.6)
+
+
+def test_attention_is_not_counted_as_a_square_of_probabilities() -> None:
+    coarse, fine = Scales((1, 2, 4)), Scales((1, 2, 4, 32))
+    config = VARConfig(depth=1, width=64, num_heads=4)
+    per_token = [block_bytes(config, s, is_half=False) / s.num_tokens for s in (coarse, fine)]
+    assert per_token[1] == pytest.approx(per_token[0], rel=0.05)
+    assert block_bytes(config, fine, is_half=True) < 0.75 * block_bytes(config, fine, False)
+
+
+def _train_flops(line: str) -> float:
+    found = re.search(r"([\d.]+) (M|G)FLOPs to train", line)
+    assert found is not None, line
+    return float(found[1]) * {"M": 1e6, "G": 1e9}[found[2]]
+
+
+def _mib(line: str, which: int = 1) -> float:
+    """The numbers of a memory row: 0 = states, 1 = an image."""
+    size, unit = re.findall(r"([\d.]+) ([MG])iB", line)[which]
+    return float(size) * {"M": 1, "G": 1024}[unit]
+
+
 def test_a_trace_counts_operations_and_what_autograd_keeps() -> None:
     with shapes_only():
         network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -136,10 +214,12 @@ def test_the_memory_estimate_is_near_the_measured_peak(tmp_path: Path) -> None:
     states = float(sizes[1]) * units[sizes[2]]
     per_image = float(sizes[3]) * units[sizes[4]]
     peaks = {}
+    # Freed memory goes back at once: else the allocator's holes make a third more, now and then.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     for batch in (2, 8):
         command = [sys.executable, "-c", MEASURED_STEP, str(batch)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         peaks[batch] = int(done.stdout)
     # The difference of two batches is free of what torch itself takes at first use.
-    assert (peaks[8] - peaks[2]) / 6 == pytest.approx(per_image, rel=0.3)
+    assert (peaks[8] - peaks[2]) / 6 == pytest.approx(per_image, rel=0.2)
     assert peaks[8] == pytest.approx(states + 8 * per_image, rel=0.3)

@@ -11,6 +11,7 @@ from varlit.cli import main as command_line
 from varlit.cli.arguments import check_writable
 from varlit.cli.sample import parse_classes
 from varlit.errors import UserError
+from varlit.models.classifier import Classifier
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
 from varlit.models.var import VAR
@@ -145,3 +146,75 @@ def test_names_of_classes_are_found_whatever_their_case():
     assert parse_classes("crane,Crane", 4, names) == [3, 2]
     with pytest.raises(UserError, match=r"got `CRANE`, expected 0\.\.3 or names such as Dogs"):
         parse_classes("CRANE", 4, names)
+
+
+def judge(outputs: int, names: tuple[str, ...] = ()):
+    """A classifier in place of one with weights: the brighter a channel, the likelier."""
+    network = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, outputs)
+    )
+    return Classifier(network, "toy", class_names=names)
+
+
+@pytest.fixture
+def classifier(monkeypatch: pytest.MonkeyPatch):
+    def put(found: Classifier) -> None:
+        monkeypatch.setattr("varlit.models.classifier.open_classifier", lambda *_: found)
+
+    return put
+
+
+def test_a_classifier_chooses_and_what_it_took_is_told(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, classifier
+):
+    classifier(judge(4, ("Bee", "ant", "cow", "x")))
+    words = ["sample", "var", "--root", runs, "--per_class", 2, "--classifier", "toy:toy"]
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    assert run(*words, "--keep", 0.25, "--growing", "--batch_size", 3, "--out", one) == 0
+    out = capsys.readouterr().out
+    assert "drawn 24/24" in out
+    assert "kept 6 of 24 images drawn (25.0%)" in out
+    assert run(*words, "--keep", 0.25, "--batch_size", 50, "--out", other) == 0
+    assert (pixels(one) == pixels(other)).all()
+
+
+def test_a_class_that_the_classifier_does_not_know_stops_or_is_kept_aloud(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, classifier
+):
+    classifier(judge(2, ("ant", "wasp")))
+    words = ["sample", "var", "--root", runs, "--per_class", 2, "--out", tmp_path / "s.png"]
+    words += ["--keep", 0.5, "--classifier", "toy:toy"]
+    assert run(*words) == 2
+    assert "toy:toy has no class for: bee, cow" in capsys.readouterr().err
+    assert run(*words, "--unmatched", "keep") == 0
+    out = capsys.readouterr().out
+    assert "all images are kept of: bee, cow" in out
+    assert "kept 2 of 4 images drawn (50.0%), and all 4 of other classes" in out
+    assert run(*words, "--classifier_classes", "0,-,1", "--classes", "ant,cow") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--keep", 0.5], "--keep below 1 needs --classifier"),
+        (["--keep", 0, "--classifier", "a:b"], "above 0 and up to 1; got 0.0"),
+        (["--classifier", "a:b"], "chooses nothing at --keep 1"),
+        (["--keep", 0.5, "--classifier", "a:b"], "has 5 classes and the model 3"),
+        (["--keep", 0.5, "--classifier", "a:b", "--classifier_classes", "1,x,2"], "got `x`"),
+        (["--keep", 0.5, "--classifier", "a:b", "--classifier_classes", "1,2"], "got 2"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused_before_anything_is_drawn(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list,
+    said: str,
+):
+    classifier(judge(5))
+    monkeypatch.setattr("varlit.cli.sample.draw_in_batches", lambda *_: 1 / 0)
+    out = tmp_path / "s.png"
+    assert run("sample", "var", "--root", runs, "--out", out, *words) == 2
+    assert said in capsys.readouterr().err

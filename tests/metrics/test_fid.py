@@ -9,6 +9,7 @@ from varlit.errors import UserError
 from varlit.metrics.fid import InceptionMetrics
 from varlit.metrics.frechet import frechet_distance, write_statistics
 from varlit.metrics.inception_score import inception_score
+from varlit.metrics.networks import FeatureNetwork
 from varlit.metrics.reconstruction import to_uint8
 
 DIM, CLASSES = 6, 5
@@ -137,6 +138,15 @@ def test_images_that_hold_nan_never_become_black_ones():
         metrics.update(broken)
 
 
-def test_a_network_without_classes_cannot_give_a_score():
-    with pytest.raises(UserError, match="no logits"):
-        InceptionMetrics(feature_network=nn.Flatten, feature_name="pixels")
+def test_a_network_without_classes_gives_a_distance_and_no_score():
+    metrics = InceptionMetrics(network=FeatureNetwork(Means(), "means"))
+    metrics.update_reference(images(8))
+    metrics.update(images(8))
+    report = metrics.compute()
+    assert report.inception_score_mean is None
+    assert report.to_dict()["frechet_means"] == pytest.approx(0, abs=1e-9)
+
+
+class Means(nn.Module):
+    def forward(self, pixels):
+        return pixels.float().mean(dim=(2, 3))

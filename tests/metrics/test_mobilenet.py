@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from varlit.errors import UserError
-from varlit.metrics.mobilenet import (
+from varlit.metrics.mobilenet import open_mobilenet
+from varlit.metrics.networks import open_network
+from varlit.models.mobilenet import (
     MOBILENET_FILE,
     MobileNetV2,
     find_mobilenet,
     load_mobilenet,
-    open_mobilenet,
 )
-from varlit.metrics.networks import open_network
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 WEIGHTS, PHOTOS = SHARED / "weights" / MOBILENET_FILE, SHARED / "flowers256.tar"

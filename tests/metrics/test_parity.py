@@ -12,8 +12,9 @@ from torch import Tensor
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.inception import open_inception
 from varlit.metrics.measures import MeasureSettings, measure
-from varlit.metrics.mobilenet import MOBILENET_FILE, open_mobilenet
+from varlit.metrics.mobilenet import open_mobilenet
 from varlit.metrics.references import make_reference
+from varlit.models.mobilenet import MOBILENET_FILE
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 WEIGHTS, PHOTOS = SHARED / "weights" / MOBILENET_FILE, SHARED / "flowers256.tar"

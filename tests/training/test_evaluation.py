@@ -1,69 +1,239 @@
-"""FID of a transformer: the set of samples is one set, however it is shared out."""
+"""The set of samples is one set, however it is shared out, cut into batches or cut off."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from varlit.errors import UserError
-from varlit.metrics.fid import InceptionMetrics
-from varlit.training.evaluation import EvaluationConfig, measure_samples, open_metrics
+from varlit.metrics.image_features import ImageFeatures
+from varlit.metrics.measures import MeasureSettings, measure
+from varlit.metrics.networks import FeatureNetwork, Features
+from varlit.metrics.npz_images import NpzImages
+from varlit.metrics.references import make_reference
+from varlit.training import evaluation
+from varlit.training.evaluation import Subject, evaluate, missing_batches
+from varlit.training.evaluation_config import EvaluationConfig
+
+QUICK = EvaluationConfig(quick=40, batch_size=8, save_every_s=0)
+PROTOCOL_KEYS = {
+    *("sampling", "weights", "sampling_precision", "device", "image_px", "rounding", "resize"),
+    *("features", "weights_sha256", "reference", "reference_sha256", "references", "num_images"),
+    *("score_splits", "score_seed", "kid_subsets", "kid_seed", "neighbours", "versions"),
+    *("is_quick", "remarks", "batch_size", "num_processes", "protocol_hash", "drawing_s"),
+}
 
 
 class Pixels(nn.Module):
     """Stands in for Inception: mean colours and a few pixels."""
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        flat = images.float().flatten(1) / 255
-        return flat[:, :6], flat[:, -4:]
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(255.0))
+
+    def forward(self, images: Tensor) -> Features:
+        flat = images.float().flatten(1) / self.scale
+        return Features(flat[:, :6], flat[:, :3], flat[:, -4:])
 
 
-def draw(labels: Tensor, seeds: list[int]) -> Tensor:
-    """Images that depend on their own label and seed alone."""
-    images = [
-        torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in seeds
-    ]
-    return torch.stack(images) * (1 + labels.float().view(-1, 1, 1, 1) / 10).clamp(max=1)
+class Drawer:
+    """Images that depend on their own label and seed alone; remembers what it was asked for."""
+
+    def __init__(self, fails_after: int | None = None) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.fails_after = fails_after
+
+    def __call__(self, labels: Tensor, seeds: list[int]) -> Tensor:
+        if self.fails_after is not None and len(self.asked) >= self.fails_after:
+            raise KeyboardInterrupt
+        self.asked.extend(zip(labels.tolist(), seeds, strict=True))
+        images = [torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        dimmed = (1 + labels.float().view(-1, 1, 1, 1) / 10).clamp(max=1.5)
+        return (torch.stack(images) / dimmed) * 2 - 1
 
 
-def metrics() -> InceptionMetrics:
-    made = InceptionMetrics(feature_network=Pixels, feature_name="pixels", num_splits=2)
-    made.update_reference(draw(torch.zeros(64), list(range(1000, 1064))))
-    return made
+@pytest.fixture
+def network() -> FeatureNetwork:
+    return FeatureNetwork(Pixels(), "pixels")
 
 
-def test_the_figures_do_not_depend_on_the_batch_size():
-    reports = [
-        measure_samples(draw, 10, EvaluationConfig(num_images=40, batch_size=size), metrics())
-        for size in (7, 40)
-    ]
-    assert reports[0].num_images == reports[1].num_images == 40
-    assert reports[0].fid == pytest.approx(reports[1].fid, rel=1e-9)
-    assert reports[0].inception_score_mean == pytest.approx(reports[1].inception_score_mean)
+@pytest.fixture
+def references(network: FeatureNetwork):
+    made = []
+    for start in (1000, 2000):
+        features = ImageFeatures(network, with_logits=False)
+        features.update(torch.arange(64), Drawer()(torch.zeros(64), list(range(start, start + 64))))
+        made.append(make_reference(features, f"photos {start}", str(start)))
+    return tuple(made)
 
 
-def test_the_shares_of_all_processes_are_the_whole_set_with_classes_evenly():
-    seen: list[tuple[int, int]] = []
-
-    def note(labels: Tensor, seeds: list[int]) -> Tensor:
-        seen.extend(zip(labels.tolist(), seeds, strict=True))
-        return draw(labels, seeds)
-
-    for rank in range(3):
-        config = EvaluationConfig(num_images=30, batch_size=4, seed=5)
-        measure_samples(note, 10, config, metrics(), rank, 3)
-    assert sorted(seed for _, seed in seen) == list(range(5, 35))
-    assert all(label == (seed - 5) % 10 for label, seed in seen)
+def subject(draw: Drawer) -> Subject:
+    return Subject(draw, num_classes=10, image_px=4, weights={"var_sha256": "a"})
 
 
-def test_what_is_missing_is_said_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("VARLIT_INCEPTION", "/nowhere/inception.pth")
-    with pytest.raises(UserError, match="no Inception weights at") as error:
-        open_metrics(EvaluationConfig())
-    assert "model.evaluation.reference" in str(error.value)
+@pytest.fixture
+def run(network, references):
+    def run(config=QUICK, draw=None, folder=None):
+        return evaluate(subject(draw or Drawer()), config, network, references[:1], folder)
+
+    return run
 
 
-def test_nonsense_is_refused():
-    with pytest.raises(UserError, match="at least 2 images"):
-        EvaluationConfig(num_images=1)
-    with pytest.raises(UserError, match="top_p"):
-        EvaluationConfig(top_p=3.0)
+def assert_equal(a, b, rel=1e-9):
+    a, b = a.to_dict(), b.to_dict()
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert value == pytest.approx(b[name], rel=rel, abs=1e-12), name
+
+
+def test_the_set_does_not_depend_on_the_batch_size(run):
+    whole, parts = Drawer(), Drawer()
+    one = run(replace(QUICK, batch_size=40), whole)
+    assert_equal(run(replace(QUICK, batch_size=7), parts), one)
+    assert whole.asked == parts.asked == [(i % 10, i) for i in range(40)]
+
+
+def test_the_seed_moves_all_images_and_the_labels_stay_even(run):
+    draw = Drawer()
+    run(replace(QUICK, seed=5, quick=30), draw)
+    assert draw.asked == [(i % 10, i + 5) for i in range(30)]
+
+
+def test_what_was_cut_off_goes_on_and_equals_what_was_not(run, tmp_path):
+    whole = run(folder=tmp_path / "whole")
+    first, rest = Drawer(fails_after=24), Drawer()
+    with pytest.raises(KeyboardInterrupt):
+        run(draw=first, folder=tmp_path / "cut")
+    resumed = run(draw=rest, folder=tmp_path / "cut")
+    assert_equal(resumed, whole)
+    assert sorted(first.asked + rest.asked) == sorted((i % 10, i) for i in range(40))
+    again = Drawer()
+    assert_equal(run(draw=again, folder=tmp_path / "cut"), whole)
+    assert again.asked == [], "a finished set is measured without drawing"
+    assert len(list(tmp_path.glob("cut/*/rank-*.pt"))) == 1
+
+
+def test_it_goes_on_with_another_batch_size(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(draw=Drawer(fails_after=24), folder=tmp_path)
+    rest = Drawer()
+    assert_equal(run(replace(QUICK, batch_size=9), rest, tmp_path), run())
+    assert [seed for _, seed in rest.asked] == list(range(24, 40))
+
+
+def test_another_protocol_begins_anew_and_another_reference_does_not(
+    run, tmp_path, network, references
+):
+    run(folder=tmp_path)
+    for other in (replace(QUICK, cfg_scale=3.0), replace(QUICK, quick=41), replace(QUICK, seed=1)):
+        draw = Drawer()
+        run(other, draw, tmp_path)
+        assert len(draw.asked) == other.count
+    draw = Drawer()
+    both = evaluate(subject(draw), QUICK, network, references[::-1], tmp_path)
+    assert draw.asked == []
+    other = replace(subject(draw), weights={"var_sha256": "b"})
+    evaluate(other, QUICK, network, references, tmp_path)
+    assert len(draw.asked) == 40
+    found = both.to_dict()
+    name = "quick_frechet_pixels"
+    assert found[f"{name} against photos 1000"] == run().to_dict()[name]
+    assert found[name] != found[f"{name} against photos 1000"]
+    assert not any("score" in key and "against" in key for key in found)
+
+
+def test_a_damaged_or_superseded_file_is_drawn_anew(run, tmp_path):
+    whole = run(folder=tmp_path)
+    (file,) = tmp_path.glob("*/rank-*.pt")
+    (file.with_name("rank-1-00000099.pt")).write_bytes(b"not a file of torch")
+    (file.with_name("rank-2-00000008.pt")).write_bytes(file.read_bytes())
+    draw = Drawer()
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert_equal(run(draw=draw, folder=tmp_path), whole)
+    assert draw.asked == []
+    file.write_bytes(file.read_bytes()[:500])
+    file.with_name("rank-2-00000008.pt").unlink()
+    with pytest.warns(UserWarning, match="its images are drawn anew"):
+        assert_equal(run(draw=draw, folder=tmp_path), whole)
+    assert len(draw.asked) == 40
+    assert len(list(tmp_path.glob("*/rank-*.pt"))) == 1, "what was of no use is gone"
+
+
+def test_the_protocol_says_how_it_was_done(run):
+    found = run()
+    assert found.protocol.keys() >= PROTOCOL_KEYS
+    sampling = found.protocol["sampling"]
+    assert sampling["cfg_scale"] == 1.5
+    assert sampling["guidance"] == "var"
+    assert sampling["num_images"] == 40
+    assert sampling["num_classes"] == 10
+    assert {"python", "torch"} <= found.protocol["versions"].keys()
+    json.dumps(found.protocol)
+    assert found.protocol["is_quick"]
+    assert all("quick_" in name for name in found.to_dict())
+
+
+def test_samples_in_a_file_give_the_same_measures(run, tmp_path, network, references):
+    config = replace(QUICK, samples=str(tmp_path / "out" / "samples.npz"), batch_size=7)
+    found = run(config, folder=tmp_path)
+    with np.load(config.samples, allow_pickle=False) as archive:
+        assert archive["arr_0"].shape == (40, 4, 4, 3)
+        assert archive["arr_0"].dtype == np.uint8
+    features = ImageFeatures(network)
+    for ids, images in NpzImages(Path(config.samples)).batches(16):
+        features.update(ids, images)
+    read = measure(features, references[0], MeasureSettings(allow_few=True))
+    assert read.to_dict() == pytest.approx(found.to_dict(), rel=1e-9, abs=1e-12)
+    again = Drawer()
+    run(config, again, tmp_path)
+    assert again.asked == []
+    assert not list(tmp_path.glob("*/samples.npy"))
+
+
+def test_samples_go_on_after_a_cut_and_begin_anew_where_the_file_is_gone(run, tmp_path, capsys):
+    config = replace(QUICK, samples=str(tmp_path / "samples.npz"))
+    plain = replace(QUICK, samples=str(tmp_path / "plain.npz"))
+    run(plain, folder=tmp_path / "plain")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Drawer(fails_after=16), tmp_path)
+    assert not Path(config.samples).exists()
+    rest = Drawer()
+    run(config, rest, tmp_path)
+    assert len(rest.asked) == 24
+    expected = np.load(plain.samples)["arr_0"]
+    assert np.array_equal(np.load(config.samples)["arr_0"], expected)
+    Path(config.samples).unlink()
+    anew = Drawer()
+    run(config, anew, tmp_path)
+    assert len(anew.asked) == 40
+    assert "not there any more" in capsys.readouterr().out
+    assert np.array_equal(np.load(config.samples)["arr_0"], expected)
+
+
+def test_nan_in_an_image_is_named_by_its_sample(run, tmp_path):
+    class Broken(Drawer):
+        def __call__(self, labels, seeds):
+            images = super().__call__(labels, seeds)
+            images[[seed == 21 for seed in seeds]] = torch.nan
+            return images
+
+    with pytest.raises(UserError, match="NaN or infinity, such as sample 21"):
+        run(draw=Broken(), folder=tmp_path)
+
+
+def test_missing_batches_keep_their_ranges():
+    batches = missing_batches(10, 4, torch.tensor([0, 1, 2, 3, 5]))
+    assert [ids.tolist() for ids in batches] == [[4, 6, 7], [8, 9]]
+    groups = [[0, 2, 4], [1, 3, 5]]
+    batches = missing_batches(6, 2, torch.tensor([0, 2, 4]), groups)
+    assert [ids.tolist() for ids in batches] == [[1, 3, 5]]
+
+
+def test_where_one_process_fails_all_of_them_do(monkeypatch):
+    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda flag: flag + 1)
+    with pytest.raises(UserError, match="another process"):
+        evaluation._in_all(lambda: 3)

@@ -152,6 +152,7 @@ def test_parts_trained_whole_are_chosen():
         ({"targets": ("attention",)}, "among qkv, projection, mlp, adaln; got `attention`"),
         ({"whole": ("heads",)}, "no `heads`; parts of a VAR are class_embedding, head, "),
         ({"rank": 32}, "has rank 32; take a lower"),
+        ({"targets": (), "whole": ()}, "nothing would be trained"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, told):

@@ -5,6 +5,7 @@ from torch import nn
 from varlit.errors import UserError
 from varlit.losses.perceptual import PerceptualLoss
 from varlit.metrics.fid import InceptionMetrics
+from varlit.metrics.networks import FeatureNetwork, register_network
 from varlit.metrics.reconstruction import psnr, to_uint8
 from varlit.models.config import TokenizerConfig
 from varlit.models.vqvae import VQVAE
@@ -127,6 +128,20 @@ def test_validation_measures_rfid_where_it_is_asked_for_and_says_what_is_missing
     assert said == ["rFID is not measured: no weights"]
     assert found["val/psnr"] > 0
     assert not any("rf" in name for name in found), "the rest is measured all the same"
+
+
+def test_rfid_takes_the_network_that_is_asked_for(network, images):
+    class Means(nn.Module):  # no logits: rFID needs none
+        def forward(self, pixels):
+            return pixels.float().mean(dim=(2, 3))
+
+    register_network("means", lambda weights: FeatureNetwork(Means(), "means"))
+    taken = measures(network="means")
+    taken.open_rfid(lambda open_one: open_one())
+    taken.begin()
+    taken.measure(network, images, 0, 1)
+    assert taken.end()["rfrechet_means"] >= 0
+    assert taken.protocol["features"] == "means"
 
 
 @pytest.mark.parametrize("with_lpips", [True, False])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -19,17 +18,19 @@ from varlit.checkpoints.hub import Shareable
 from varlit.checkpoints.official import load_official
 from varlit.checkpoints.store import RUNS_FOLDER, find_model
 from varlit.errors import UserError
-from varlit.generation.editing import KnownTokens, check_images, known_outside
+from varlit.generation.editing import check_images, known_outside
+from varlit.generation.rejection import Classify
 from varlit.generation.requests import (
+    Choice,
     Labels,
+    Request,
     Seeds,
     as_classes,
-    as_seeds,
     check_fits,
-    check_generator,
-    draw_batches,
+    draw_chosen,
+    draw_request,
 )
-from varlit.generation.sampler import Sampler, SamplingSettings
+from varlit.generation.sampler import SamplingSettings
 from varlit.models.files import (
     LoadedVAR,
     load_tokenizer,
@@ -43,17 +44,6 @@ from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 
 P = TypeVar("P", "PretrainedVQVAE", "PretrainedVAR")
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What `sample` and `edit` share of their arguments."""
-
-    tokenizer: VQVAE
-    seed: Seeds
-    generator: torch.Generator | None
-    return_tokens: bool
-    batch_size: int
 
 
 class PretrainedVQVAE(Shareable, VQVAE):
@@ -139,6 +129,9 @@ class PretrainedVAR(Shareable, VAR):
         generator: torch.Generator | None = None,
         return_tokens: bool = False,
         batch_size: int = 16,
+        keep: float = 1.0,
+        classifier: Classify | None = None,
+        classifier_classes: Sequence[int | None] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Draw an image for each label; the defaults are official VAR's evaluation.
 
@@ -156,6 +149,11 @@ class PretrainedVAR(Shareable, VAR):
                 it must be on the device of this VAR.
             return_tokens: Also give the tokens (B, L).
             batch_size: Images at a time; it changes memory, and the images by rounding only.
+            keep: Share of the images drawn that is kept, by the classifier (rejection sampling):
+                0.25 draws four times as many of each class, from seeds 4 s, 4 s + 1 ...
+            classifier: From images in [-1, 1] to logits; `varlit.models.classifier` opens some.
+            classifier_classes: Its output for each class of this VAR, None where there is none;
+                by default classes of the same name, or number where both have as many.
 
         Returns:
             Images (B, 3, H, W) in [-1, 1], and the tokens where asked for.
@@ -164,8 +162,14 @@ class PretrainedVAR(Shareable, VAR):
             UserError: If a label or a setting is out of range, or the tokenizer does not fit.
         """
         settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth)
-        request = _Request(self._fitting(tokenizer), seed, generator, return_tokens, batch_size)
-        return self._draw(request, as_classes(labels, self.num_classes), settings)
+        request = Request(self._fitting(tokenizer), seed, generator, batch_size)
+        classes = as_classes(labels, self.num_classes)
+        if keep == 1.0 and classifier is None:
+            drawn = draw_request(self, request, classes, settings)
+        else:
+            choice = Choice(keep, classifier, classifier_classes)
+            drawn = draw_chosen(self, request, classes, settings, choice, self.class_names)
+        return (drawn.images, drawn.tokens) if return_tokens else drawn.images
 
     def edit(
         self,
@@ -211,40 +215,20 @@ class PretrainedVAR(Shareable, VAR):
             UserError: If the mask or the images are of another size or range, and as `sample`.
         """
         settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth)
-        request = _Request(self._fitting(tokenizer), seed, generator, return_tokens, batch_size)
+        request = Request(self._fitting(tokenizer), seed, generator, batch_size)
         check_images(images)
         classes = as_classes([None] * len(images) if labels is None else labels, self.num_classes)
         if len(classes) != len(images):
             raise UserError(f"edit takes a label for each of {len(images)} images; got {labels}")
         images = images.to(self.device)
         known = known_outside(request.tokenizer, images, mask, max(batch_size, 1))
-        return self._draw(request, classes, settings, known)
+        drawn = draw_request(self, request, classes, settings, known)
+        return (drawn.images, drawn.tokens) if return_tokens else drawn.images
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json`, `model.safetensors` and, where there is one, `tokenizer/`."""
         save_var(self, self.__dict__["_bundled"], Path(folder), self.class_names)
         return Path(folder)
-
-    def _draw(
-        self,
-        request: _Request,
-        labels: Tensor,
-        settings: SamplingSettings,
-        known: KnownTokens | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        check_generator(request.generator, self.device)
-        sampler = Sampler(self, request.tokenizer)
-        random: Sequence[int] | torch.Generator | None = request.generator
-        batch_size = request.batch_size
-        if request.seed is not None:
-            random = as_seeds(request.seed, request.generator, len(labels))
-        elif request.generator is not None:
-            batch_size = len(labels)  # the official order of random numbers goes over all images
-        parts = list(draw_batches(sampler, labels, settings, random, batch_size, known))
-        images = torch.cat([part.images for part in parts])
-        if not request.return_tokens:
-            return images
-        return images, torch.cat([part.tokens for part in parts])
 
     def _fitting(self, tokenizer: VQVAE | None) -> VQVAE:
         if tokenizer is None:

@@ -89,10 +89,11 @@ class Count:
 
     def __init__(self, what: str, total: int) -> None:
         """Count to `total`."""
-        self.what, self.total = what, total
+        self.what, self.total, self.done = what, total, 0
 
     def reach(self, done: int) -> None:
         """Tell that `done` are done."""
+        self.done = done
         is_end = done >= self.total
         if is_end or sys.stdout.isatty():
             start = "\r" if sys.stdout.isatty() else ""

@@ -115,5 +115,5 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "start afresh, or give another --name"
         ) from error
     if not isinstance(content, dict) or "hyper_parameters" not in content:
-        raise UserError(f"{path} is no checkpoint of varlit; give another --ckpt_path")
+        raise UserError(f"{path} is no checkpoint of varlit; give another file")
     return content

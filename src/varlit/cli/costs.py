@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from varlit.cli.recipes import conf_folder, read_yaml
-from varlit.cli.tracing import block_bytes, count, traced
+from varlit.cli.tracing import count, traced
+from varlit.cli.var_memory import var_memory
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import read_model_config
 from varlit.models.initialization import shapes_only
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.ops.costs import (
+    ASSUMED_SHARE,
     BF16_PEAK_TFLOPS,
     BYTES_PER_TRAINED_PARAMETER,
     TransformerShape,
@@ -37,8 +39,6 @@ NUM_DEVICES, CARD_GIB = 8, 80
 CARDS = ("A100", "H100")
 LEAST_THAT_IS_PLENTY = 1000
 LEAST_HOURS = 0.1
-ASSUMED_SHARE = 0.4
-"""Of the data sheet's bf16 rate. Assumed: our own share is not measured yet on any card."""
 
 
 def tokenizer_card(settings: Mapping[str, Any]) -> str:
@@ -63,6 +63,10 @@ def tokenizer_card(settings: Mapping[str, Any]) -> str:
     if discriminator:
         trained += f" + {_millions(discriminator)} discriminator"
     passes, saved = encoder.flops + decoder.flops, encoder.saved_bytes + decoder.saved_bytes
+    saved /= 2 if "16" in str((settings.get("trainer") or {}).get("precision", "")) else 1
+    bytes_each = BYTES_PER_TRAINED_PARAMETER + BYTES_OF_AN_AVERAGE * averaged
+    states = (parameters + discriminator) * bytes_each
+    words = "weights, gradients, AdamW" + ", average" * averaged
     loss = model.get("loss") or {}
     beyond = " + LPIPS" if loss.get("perceptual_weight", 1.0) else ""
     beyond += " + discriminator" if discriminator else ""
@@ -71,7 +75,7 @@ def tokenizer_card(settings: Mapping[str, Any]) -> str:
         "tokens": _tokens(config),
         "compute": f"{_flops(encoder.flops)} to encode, {_flops(decoder.flops)} to decode an image;"
         f" {_flops(3 * passes)}{beyond} to train on it",
-        "memory": _memory(parameters + discriminator, averaged, saved, settings),
+        "memory": _memory(states, saved, words),
         **_length(settings, data, NUM_IMAGES.get(str(data.get("class_path")).rsplit(".", 1)[-1])),
     }
     return card("tokenizer", rows)
@@ -89,28 +93,29 @@ def var_card(settings: Mapping[str, Any]) -> str:
     tokenizer, num_classes, num_images = cache.tokenizer, cache.num_classes, cache.num_images
     with shapes_only():
         network = VAR(config, tokenizer, num_classes)
-        saved = block_bytes(network) * config.depth
+    parameters = count(network)
+    memory = var_memory(network, settings, _ema(model))
     width, scales = config.resolved_width, network.scales
     shape = TransformerShape(
         config.depth, width, round(config.mlp_ratio * width), tokenizer.codebook_size, scales
     )
     costs = transformer_costs(shape)
-    # Logits, and their softmax in fp32.
-    saved += 2 * 4 * scales.num_tokens * tokenizer.codebook_size
-    parameters = count(network)
+    training = memory.training_passes * costs.forward
+    trained = f", {_millions(round(memory.trained_share * parameters))} of them trained"
     rows = {
         "parameters": f"{_millions(parameters)} (depth {config.depth} -> width {width}, "
-        f"{config.resolved_heads} heads, drop path {config.resolved_drop_path:.3g})",
+        f"{config.resolved_heads} heads, drop path {config.resolved_drop_path:.3g})"
+        f"{trained if memory.trained_share < 1 else ''}",
         "tokens": _tokens(tokenizer),
         "cache": cache.remark + _cache_size(scales, num_images),
-        "compute": f"{_flops(costs.forward)} forward, {_flops(costs.training)} to train on an "
+        "compute": f"{_flops(costs.forward)} forward, {_flops(training)} to train on an "
         f"image; {_flops(costs.sampling())} to draw one with guidance, decoder aside",
         "sampling": f"{_bytes(2 * key_value_bytes(shape))} of keys and values in bf16 for an image "
         "with guidance",
-        "memory": _memory(parameters, _ema(model), saved, settings),
+        "memory": _memory(memory.states, memory.per_image, memory.words),
         **_length(settings, data, num_images),
     }
-    hours = _hours(settings, data, num_images, costs.training)
+    hours = _hours(settings, data, num_images, training)
     return card("var", rows | ({"time": hours} if hours else {}))
 
 
@@ -191,15 +196,13 @@ def _hours(
     hours = {name: work / rate / 3600 for name, rate in rates.items()}
     if max(hours.values()) < LEAST_HOURS:
         return ""
-    told = [f"{value:.3g} h on {NUM_DEVICES} {name}" for name, value in hours.items()]
+    # Three digits, and no 4.27e+03.
+    rounded = {name: f"{n:.3g}" if n < 1000 else f"{n:,.0f}" for name, n in hours.items()}
+    told = [f"{text} h on {NUM_DEVICES} {name}" for name, text in rounded.items()]
     return f"{', '.join(told)}, at {ASSUMED_SHARE:.0%} of their bf16 data sheet (assumed)"
 
 
-def _memory(parameters: int, averaged: bool, saved: float, settings: Mapping[str, Any]) -> str:
-    states = parameters * (BYTES_PER_TRAINED_PARAMETER + BYTES_OF_AN_AVERAGE * averaged)
-    half = "16" in str((settings.get("trainer") or {}).get("precision", ""))
-    words = "weights, gradients, AdamW" + (", average" if averaged else "")
-    per_image = saved / (2 if half else 1)
+def _memory(states: float, per_image: float, words: str) -> str:
     fitting = int(max(0, CARD_GIB * GIB - states) / per_image)
     share = f": {fitting} images fit {CARD_GIB} GiB" if fitting < LEAST_THAT_IS_PLENTY else ""
     return (
@@ -225,7 +228,7 @@ def _length(
             f"{per_epoch:,} an epoch ({num_images:,} images) x {epochs} epochs = {steps:,}"
         )
     else:
-        rows["steps"] = f"images // {batch:,} an epoch, {epochs} epochs; the data are not there yet"
+        rows["steps"] = f"images // {batch:,} an epoch, {epochs} epochs; a start counts the images"
     return rows
 
 

@@ -1,11 +1,12 @@
-"""`varlit evaluate RUN`: FID and inception score of any VAR, a converted one included.
+"""`varlit evaluate RUN`: FID and its companions of any VAR, a converted one included.
 
 `varlit var test` does the same for a run that was trained here, on all its GPUs; this verb needs
 no recipe and no data, only the model's folder and the reference.
 """
 
+import argparse
 import os
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +14,56 @@ from varlit.cli.arguments import PRECISIONS, VerbParser, pick_device, takes_bf16
 from varlit.errors import UserError
 
 if TYPE_CHECKING:
-    from varlit.training.evaluation import EvaluationConfig
+    import torch
+
+    from varlit.metrics.networks import FeatureNetwork
+    from varlit.metrics.references import Reference
+    from varlit.models.files import LoadedVAR
+    from varlit.training.evaluation import Evaluation, Subject
+    from varlit.training.evaluation_config import EvaluationConfig
+
+METRICS = "metrics.json"
 
 
 def build_parser() -> VerbParser:
     """The flags of `varlit evaluate`."""
-    parser = VerbParser("evaluate", "FID and inception score of images drawn by a VAR, on one GPU.")
+    parser = VerbParser("evaluate", "FID and more of images drawn by a VAR, on one device.")
+    add_arguments(parser)
     add = parser.add_argument
-    add("run", help="name of a VAR run, its folder, or owner/model on the hub")
-    add("--reference", default="", help="an .npz with mu and sigma of Inception features")
-    add("--inception", default="", help="Inception's weights; default $VARLIT_INCEPTION, download")
-    add("--num_images", type=int, default=50_000, help="fewer is a quick look, and called so")
-    add("--batch_size", type=int, default=64, help="images drawn at a time")
     add("--cfg_scale", type=float, default=1.5, help="guidance, rising over the scales; 0 = none")
     add("--top_k", type=int, default=900, help="draw among the k likeliest codes; 0 = all")
     add("--top_p", type=float, default=0.96, help="draw within this probability; 0 = all")
-    add("--seed", type=int, default=0, help="image i is drawn from seed + i")
+    add("--samples", default="", help="also write the images to this .npz, in ADM's format")
     add("--out", type=Path, default=None, help="the figures as JSON; default RUN/metrics.json")
+    return parser
+
+
+def add_arguments(parser: VerbParser) -> None:
+    """The flags that a sweep has too."""
+    add = parser.add_argument
+    add("run", help="name of a VAR run, its folder, or owner/model on the hub")
+    add(
+        "--reference",
+        default="",
+        help="real images: FILE.npz, a folder, FOLDER:val, data:val or data:train (those behind "
+        "the run's token cache); several with commas between",
+    )
+    add("--network", default="inception", help="inception, mobilenet_v2 or torchscript")
+    add("--weights", default="", help="the network's file; Inception is found or fetched")
+    add("--inception", default="", help="the older name of --weights")
+    add("--trust_torchscript", action="store_true", help="run the program in a TorchScript file")
+    add("--num_images", type=int, default=50_000, help="50,000 or more")
+    add("--quick", type=int, default=0, help="draw only so many: a quick look, and called so")
+    add("--batch_size", type=int, default=64, help="images drawn at a time")
+    add("--guidance", choices=("var", "constant"), default="var", help="constant: 1 = none")
+    add("--more_smooth", action="store_true", help="smoother pictures, worse FID")
+    add("--rounding", choices=("nearest", "down"), default="nearest", help="how to reach uint8")
+    add("--seed", type=int, default=0, help="image i is drawn from seed + i")
+    add("--reference_workers", type=int, default=4, help="processes that read reference images")
+    add("--save_every_s", type=float, default=120.0, help="save so often, to go on after a cut")
     add("--root", default="runs", help="where runs live")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--precision", choices=PRECISIONS, default="auto", help="auto = bf16 on GPUs that have it")
-    return parser
 
 
 def main(argv: list[str]) -> int:
@@ -44,27 +74,122 @@ def main(argv: list[str]) -> int:
     """
     args = build_parser().parse_args(argv)
     from varlit.checkpoints.store import find_model
-    from varlit.cli.report import print_table, write_metrics
-    from varlit.models.files import load_var
-    from varlit.training.evaluation import EvaluationConfig, open_metrics
+    from varlit.cli.report import print_protocol, print_table, write_metrics
 
-    names = {field.name for field in fields(EvaluationConfig)}
-    config = EvaluationConfig(**{k: v for k, v in vars(args).items() if k in names})
+    config = config_of(args)
     folder = find_model(args.run, args.root)
-    loaded = load_var(folder)
-    out = _checked_out(args.out or folder / "metrics.json")
-    device = pick_device(args.device)
-    loaded.tokenizer  # noqa: B018 - a VAR without one is refused before Inception is looked for
-    metrics = open_metrics(config, "--reference")
-    figures, protocol = _measure(
-        loaded.var, loaded.tokenizer, config, metrics, device, args.precision
-    )
-    print_table(f"{args.run}: {config.num_images:,} images", figures)
-    write_metrics(out, figures, folder, protocol)
+    out = checked_out(args.out or folder / METRICS)
+    bench = open_bench(args, config, folder)
+    found = bench.evaluate(config, out.parent)
+    published = bench.published(found)
+    print_table(f"{args.run}: {config.count:,} images", found.to_dict(), published)
+    print_protocol(found.protocol)
+    write_metrics(out, found.to_dict(), folder, found.protocol)
     return 0
 
 
-def _checked_out(path: Path) -> Path:
+def config_of(args: argparse.Namespace, **point: Any) -> "EvaluationConfig":
+    """The settings among the flags, some of them replaced."""
+    from varlit.training.evaluation_config import EvaluationConfig
+
+    names = {field.name for field in fields(EvaluationConfig)}
+    return EvaluationConfig(**({k: v for k, v in vars(args).items() if k in names} | point))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, a feature network and references, all at hand."""
+
+    loaded: "LoadedVAR"
+    device: "torch.device"
+    is_bf16: bool
+    weights: dict[str, str]
+    network: "FeatureNetwork"
+    references: "tuple[Reference, ...]"
+
+    def evaluate(self, config: "EvaluationConfig", folder: Path) -> "Evaluation":
+        """Draw and measure.
+
+        Args:
+            config: How.
+            folder: Of the run; what is drawn is saved in it.
+
+        Raises:
+            UserError: If a batch does not fit into the memory of the GPU.
+        """
+        import torch
+
+        from varlit.training.evaluation import FOLDER, evaluate
+
+        subject = self._subject(config)
+        try:
+            return evaluate(subject, config, self.network, self.references, folder / FOLDER)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of GPU memory at --batch_size {config.batch_size}; try --batch_size "
+                f"{max(1, config.batch_size // 2)}"
+            ) from error
+
+    def published(self, found: "Evaluation") -> dict[str, dict[str, float]]:
+        """Published figures of the same model, by source."""
+        from varlit.training.var_evaluation import published_of
+
+        config, px = self.loaded.var.config, self.loaded.tokenizer.config.image_size
+        classes = self.loaded.var.num_classes
+        return published_of(config.depth, config.resolved_width, px, classes, found)
+
+    def _subject(self, config: "EvaluationConfig") -> "Subject":
+        import torch
+
+        from varlit.generation.sampler import ImageSeeds, Sampler
+        from varlit.training.evaluation import Subject
+
+        var, tokenizer = self.loaded.var, self.loaded.tokenizer
+        sampler, settings = Sampler(var, tokenizer), config.sampling()
+
+        def draw(labels: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16):
+                return sampler.draw(labels, settings, ImageSeeds(seeds)).images
+
+        return Subject(
+            draw=draw,
+            num_classes=var.num_classes,
+            image_px=tokenizer.config.image_size,
+            weights=self.weights,
+            precision="bf16-mixed" if self.is_bf16 else "32-true",
+            device=self.device,
+        )
+
+
+def open_bench(args: argparse.Namespace, config: "EvaluationConfig", folder: Path) -> Bench:
+    """Open and check everything, before anything is drawn.
+
+    Raises:
+        UserError: If something is missing, or does not fit.
+    """
+    import torch
+
+    from varlit.generation.requests import check_fits
+    from varlit.models.files import load_var
+    from varlit.training.evaluation_references import open_references
+    from varlit.training.var_evaluation import open_network, weight_hashes
+
+    loaded = load_var(folder)
+    device = torch.device(pick_device(args.device))
+    loaded.tokenizer  # noqa: B018 - a VAR without one is refused before a network is looked for
+    cache = _cache_of(folder)
+    network = open_network(config, cache, "--reference")
+    px = loaded.tokenizer.config.image_size
+    references = open_references(config, network, px, device, cache)
+    weights = weight_hashes(loaded.var, loaded.tokenizer)
+    loaded.var.to(device)
+    loaded.tokenizer.to(device)
+    check_fits(loaded.tokenizer, loaded.var)
+    is_bf16 = takes_bf16(args.precision, str(device))
+    return Bench(loaded, device, is_bf16, weights, network, references)
+
+
+def checked_out(path: Path) -> Path:
     """Refuse, before hours of drawing, a file that the figures cannot be written to.
 
     Raises:
@@ -78,37 +203,15 @@ def _checked_out(path: Path) -> Path:
     return path
 
 
-def _measure(
-    var: Any, tokenizer: Any, config: "EvaluationConfig", metrics: Any, device: str, precision: str
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Figures by name, and how they were taken.
+def _cache_of(folder: Path) -> Path | None:
+    """The token cache that a run was trained on, where its settings tell and it is there."""
+    from varlit.cli.recipes import read_yaml
+    from varlit.data.tokens.module import find_cache
 
-    Raises:
-        UserError: If a batch does not fit into the memory of the GPU.
-    """
-    import torch
-
-    from varlit.generation.sampler import ImageSeeds, Sampler
-    from varlit.training.evaluation import measure_samples, told
-
-    sampler, settings = Sampler(var.to(device), tokenizer.to(device)), config.sampling()
-    is_bf16 = takes_bf16(precision, device)
-    kind = torch.device(device).type
-
-    def draw(labels: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-        with torch.autocast(kind, torch.bfloat16, enabled=is_bf16):
-            return sampler.draw(labels, settings, ImageSeeds(seeds)).images
-
+    if not (folder / "fit.yaml").is_file():
+        return None
+    tokens = read_yaml(folder / "fit.yaml").get("data", {}).get("tokens", "")
     try:
-        report = measure_samples(draw, var.num_classes, config, metrics)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of GPU memory at --batch_size {config.batch_size}; try --batch_size "
-            f"{max(1, config.batch_size // 2)}"
-        ) from error
-    return told(report), {
-        **report.protocol,
-        "sampling": config.to_dict(),
-        "sampling_precision": "bf16-mixed" if is_bf16 else "32-true",
-        "device": kind,
-    }
+        return find_cache(tokens)
+    except UserError:
+        return None

@@ -22,6 +22,7 @@ VERBS = {
     "data": "varlit.cli.data",
     "cache": "varlit.cli.cache",
     "evaluate": "varlit.cli.evaluate",
+    "compare": "varlit.cli.compare",
     "quickstart": "varlit.cli.quickstart",
     "consolidate": "varlit.cli.consolidate",
     "info": "varlit.cli.info",
@@ -36,13 +37,14 @@ Stages
   varlit tokenizer test       PSNR, SSIM, rFID and code usage: a table and metrics.json
   varlit tokenizer predict    encode the images to token pyramids, once for all
   varlit var fit              train the transformer on the token pyramids
-  varlit var test             FID and inception score of drawn images
+  varlit var test             FID and its companions of drawn images; var sweep: over guidance
 
 Verbs
   varlit quickstart           both stages on real digits, minutes on a laptop: a picture, a report
   varlit sample RUN           draw images by class
   varlit reconstruct RUN IMG  an image beside its reconstruction, growing over the scales
-  varlit evaluate RUN         FID and inception score of any VAR, against a reference
+  varlit evaluate RUN         FID, sFID, IS, KID, precision, recall of any VAR
+  varlit compare RUN...       figures of runs beside those of the paper; docs/results.md
   varlit convert FILE         official VAR checkpoints to varlit folders, and back
   varlit data                 pack images into tar shards, list shards, say what a data set holds
   varlit consolidate RUN      a checkpoint that many GPUs wrote in parts, as one file

@@ -37,12 +37,55 @@ def print_plan(plan: Plan, settings: Mapping[str, Any], checkpoint: Path | None)
     print("All settings: the same command with --print_config instead of --dry_run")
 
 
-def print_table(title: str, measures: Mapping[str, float]) -> None:
-    """Print measures as a table, one a line."""
+def print_table(
+    title: str,
+    measures: Mapping[str, float],
+    published: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Print measures as a table, one a line, beside what others have published by source."""
     print(title)
+    published = published or {}
     width = max((len(name) for name in measures), default=0)
+    columns = [(max(8, len(source)), figures) for source, figures in published.items()]
+    if published:
+        heads = "".join(f"  {source:>8}" for source in published)
+        print(f"  {'':<{width}}  {'ours':>10}{heads}")
     for name, value in sorted(measures.items()):
-        print(f"  {name:<{width}}  {value:10.5g}")
+        beside = "".join(f"  {_cell(figures.get(name)):>{room}}" for room, figures in columns)
+        print(f"  {name:<{width}}  {value:10.5g}{beside}")
+
+
+def print_protocol(protocol: Mapping[str, Any]) -> None:
+    """Print how an evaluation was done, and why it should not be trusted, if so."""
+    if "sampling" not in protocol:
+        return
+    drawn, weights = protocol["sampling"], protocol["weights"]
+    blended = ", blended" if drawn["more_smooth"] else ""
+    lines = {
+        "images": f"{drawn['num_images']:,} of {drawn['num_classes']:,} classes, seed "
+        f"{drawn['seed']}, {protocol['rounding']}",
+        "sampling": f"guidance {drawn['cfg_scale']:g} ({drawn['guidance']}), top-k "
+        f"{drawn['top_k']}, top-p {drawn['top_p']:g}{blended}, {protocol['sampling_precision']} on "
+        f"{protocol['device']}",
+        "weights": ", ".join(f"{name} {value[:8]}" for name, value in weights.items()),
+        "features": f"{protocol['features']} {protocol['weights_sha256'][:8]}, resized: "
+        f"{protocol['resize']}",
+    }
+    for name, text in lines.items():
+        print(f"  {name:<9}  {text}")
+    for reference in protocol["references"]:
+        count = reference["reference_images"]
+        told = f"{count:,} images" if count else "images not counted"
+        sha = reference["reference_sha256"][:8]
+        print(f"  reference  {reference['reference']}, {told}, sha256 {sha}")
+    if protocol["is_quick"]:
+        print("  a quick look: fewer images than published figures are of; compare with nothing")
+    for remark in protocol["remarks"]:
+        print(f"  beware: {remark}")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
 
 
 def write_metrics(

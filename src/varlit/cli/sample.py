@@ -14,12 +14,14 @@ from varlit.cli.arguments import (
     pick_device,
     takes_bf16,
 )
+from varlit.cli.rejection import add_flags, open_rejection, told
 from varlit.cli.verbs import typed
 from varlit.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from varlit.generation.rejection import Rejection
     from varlit.generation.sampler import Drawn, Sampler, SamplingSettings
 
 MAX_CLASSES_BY_DEFAULT = 10
@@ -44,6 +46,7 @@ def build_parser() -> VerbParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--batch_size", type=int, default=64, help="images drawn at a time; fewer need less memory")
     add("--precision", choices=PRECISIONS, default="auto", help="auto = bf16 on GPUs that have it")
+    add_flags(parser)
     return parser
 
 
@@ -72,15 +75,18 @@ def main(argv: list[str]) -> int:
     )
     device = pick_device(args.device)
     loaded = load_var(find_model(args.run, args.root))
-    sampler = Sampler(loaded.var.to(device), loaded.tokenizer.to(device))
     classes = parse_classes(args.classes, loaded.var.num_classes, loaded.class_names)
+    rejection = open_rejection(args, loaded.var, loaded.class_names, classes, args.per_class)
+    sampler = Sampler(loaded.var.to(device), loaded.tokenizer.to(device))
     labels = torch.tensor(classes).repeat_interleave(args.per_class)
     seeds = as_seeds(args.seed, None, args.per_class) or []
-    parts = draw_in_batches(sampler, labels, seeds * len(classes), settings, args)
+    parts = draw_in_batches(sampler, labels, seeds * len(classes), settings, args, rejection)
     names = [class_name(c, loaded.class_names) for c in classes]
     images = torch.cat([part.images for part in parts])
     save_png(image_grid(images, args.per_class, row_labels=names), args.out)
     print(f"{len(images)} images of {len(classes)} classes: {args.out}")
+    if rejection is not None:
+        print(told(rejection.cost))
     if args.growing:
         firsts = slice(None, None, args.per_class)
         frames = [torch.cat(f)[firsts] for f in zip(*(p.frames for p in parts), strict=True)]
@@ -97,22 +103,34 @@ def draw_in_batches(
     seeds: Sequence[int],
     settings: "SamplingSettings",
     args: Namespace,
+    rejection: "Rejection | None" = None,
 ) -> "list[Drawn]":
-    """Draw an image for each of `labels` (N,) and `seeds`.
+    """Draw an image for each of `labels` (N,) and `seeds`, or choose it among several.
 
     Raises:
         UserError: If a batch does not fit into the memory of the GPU.
     """
     import torch
 
+    from varlit.generation.rejection import keep_all
     from varlit.generation.requests import draw_batches
+    from varlit.generation.sampler import ImageSeeds
 
     device, size = sampler.var.device.type, args.batch_size
     is_bf16 = takes_bf16(args.precision, device)
     parts: list[Drawn] = []
-    count = Count("drawn", len(labels))
+    wanted = labels.tolist()
+    count = Count("drawn", rejection.num_candidates(wanted) if rejection else len(wanted))
+
+    def draw(batch: "Tensor", batch_seeds: list[int]) -> "Drawn":
+        made = sampler.draw(batch, settings, ImageSeeds(batch_seeds), with_frames=args.growing)
+        count.reach(count.done + len(batch))
+        return made
+
     try:
         with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
+            if rejection is not None:
+                return [keep_all(rejection.keep(draw, wanted, seeds, size)).drawn]
             for part in draw_batches(
                 sampler, labels, settings, seeds, size, with_frames=args.growing
             ):

@@ -72,7 +72,9 @@ def main(argv: list[str]) -> int:
             "best": KeepBest,
             "cache": TokenWriter,
         },
-        turned_off={"predict": {"model.loss.perceptual_weight": 0.0}},
+        turned_off={
+            "predict": {"model.loss.perceptual_weight": 0.0, "model.loss.perceptual_net": "vgg"}
+        },
         links={"data.image_size": "model.image_size"},
         next_commands={
             "fit": "varlit tokenizer predict --name {name}{root}",

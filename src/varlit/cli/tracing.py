@@ -1,27 +1,32 @@
-"""What a forward pass costs, found on torch's meta device: operations, and bytes for the backward.
+"""What a forward pass costs, found without numbers: operations, and bytes for the backward.
 
-Networks are built there from shapes without numbers, so that d30 takes a second and no memory.
+Networks are built from shapes, on torch's meta device or as fake tensors, so that d30 takes a
+second and no memory.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from varlit.models.attention import AttentionPlan, plan_attention
 from varlit.models.blocks import Block
-from varlit.models.var import VAR
+from varlit.models.config import VARConfig
+from varlit.ops.scales import Scales
 
 
 @dataclass(frozen=True)
 class Traced:
-    """One forward pass on the meta device."""
+    """One forward pass without numbers."""
 
     flops: float
     saved_bytes: float
-    """What autograd keeps for the backward pass, in fp32."""
+    """What autograd keeps for the backward pass."""
 
 
 def count(network: nn.Module) -> int:
@@ -32,9 +37,9 @@ def count(network: nn.Module) -> int:
 def traced(forward: Callable[[], Any], network: nn.Module) -> Traced:
     """Run a forward pass and note its operations and what autograd keeps of it."""
     own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+    kept: dict[int, Tensor] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage()._cdata not in own:
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
@@ -45,15 +50,32 @@ def traced(forward: Callable[[], Any], network: nn.Module) -> Traced:
         return Traced(counter.get_total_flops(), _storage_bytes(kept.values()))
 
 
-def _storage_bytes(tensors: Iterable[torch.Tensor]) -> float:
+def _storage_bytes(tensors: Iterable[Tensor]) -> float:
     return float(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
 
 
-def block_bytes(network: VAR) -> float:
-    """What autograd keeps of one block, for one image."""
-    length, width = network.scales.num_tokens, network.config.resolved_width
-    block, x = network.blocks[0], torch.empty(1, length, width, requires_grad=True)
-    condition = torch.empty(1, 6, width) if network.config.shared_adaln else torch.empty(1, width)
-    mask = torch.empty(length, length, dtype=torch.bool)
-    assert isinstance(block, Block)
-    return traced(lambda: block(x, block.modulation(condition), mask), block).saved_bytes
+def block_bytes(config: VARConfig, scales: Scales, is_half: bool) -> float:
+    """What autograd keeps of one block for one image more, attended to in segments.
+
+    Traced with fake tensors of a real device: on the meta device attention would keep all its
+    probabilities, which no kernel in use does, and autocast would change no type.
+    """
+    length, width = scales.num_tokens, config.resolved_width
+    plan = plan_attention(scales, "segmented")
+    sizes = []
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        block = Block(config, drop_path=0.0)
+        for num_images in (1, 2):
+            x = torch.empty(num_images, length, width, requires_grad=True)
+            shape = (num_images, 6, width) if config.shared_adaln else (num_images, width)
+            condition = torch.empty(shape)
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+                trace = traced(partial(_one_block, block, x, condition, plan), block)
+            sizes.append(trace.saved_bytes)
+    # The difference is free of the weights' copies in bf16.
+    return sizes[1] - sizes[0]
+
+
+def _one_block(block: Block, x: Tensor, condition: Tensor, plan: AttentionPlan) -> Tensor:
+    out: Tensor = block(x, block.modulation(condition), plan)
+    return out

@@ -1,4 +1,4 @@
-"""`varlit var fit|validate|test`: stage 2 on the command line."""
+"""`varlit var fit|validate|test|sweep`: stage 2 on the command line."""
 
 from varlit.cli.verbs import parse_verb
 
@@ -7,7 +7,8 @@ varlit var VERB - stage 2: the transformer that draws token pyramids, scale by s
 
   fit        train                       varlit var fit -c d16 --name d16 --gpus 8
   validate   loss on held-out pyramids   varlit var validate --name d16
-  test       FID and inception score     varlit var test --name d16
+  test       FID and its companions      varlit var test --name d16
+  sweep      ... over guidance, top-k    varlit var sweep d16 --cfg_scale 1,1.5,2
 
 What people turn
   --data.tokens runs/tok/tokens              the token cache, or the name of the tokenizer's run
@@ -18,11 +19,12 @@ What people turn
   --trainer.accumulate_grad_batches 2        half the memory, the same batch
   --gpus 8                                   auto, a number, 0 = CPU
   --samples.every_n_steps 2000               pictures; 0 = none
+  --fid.every_n_steps 10000                  quick FID while training; 0 = none
   --trainer debug                            conf/mode/ and conf/hardware/ by name
 
 Everything: varlit var fit --help. Without running: --dry_run, or --print_config.
 """
-VERBS = ("fit", "validate", "test")
+VERBS = ("fit", "validate", "test", "sweep")
 
 
 def main(argv: list[str]) -> int:
@@ -34,8 +36,13 @@ def main(argv: list[str]) -> int:
     verb, args = parse_verb("var", argv, VERBS, CARD)
     if verb is None:
         return 0
+    if verb == "sweep":
+        from varlit.cli.sweep import main as sweep
+
+        return sweep(args)
     from varlit.callbacks.completions import Completions
     from varlit.callbacks.export import ExportWeights
+    from varlit.callbacks.fid import QuickFID
     from varlit.callbacks.interrupt import SaveOnInterrupt
     from varlit.callbacks.progress import Progress
     from varlit.callbacks.record import RunRecord
@@ -54,6 +61,7 @@ def main(argv: list[str]) -> int:
             "checkpoint": Checkpoint,
             "samples": Samples,
             "completions": Completions,
+            "fid": QuickFID,
             "progress": Progress,
             "speed": SpeedWatch,
             "record": RunRecord,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex, cast
 
@@ -10,13 +12,40 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
+from varlit.generation.counterparts import counterparts, unmatched
 from varlit.generation.editing import KnownTokens
+from varlit.generation.rejection import (
+    Classify,
+    Rejection,
+    keep_all,
+    num_outputs,
+)
+from varlit.generation.rejection_rule import RejectionSettings
 from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 
 Labels = Tensor | int | Sequence[int | None] | None
 Seeds = int | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `sample` and `edit` of a public model share of their arguments."""
+
+    tokenizer: VQVAE
+    seed: Seeds
+    generator: torch.Generator | None
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `sample` was told of rejection sampling."""
+
+    keep: float
+    classifier: Classify | None
+    classes: Sequence[int | None] | None
 
 
 def as_classes(labels: Labels, num_classes: int) -> Tensor:
@@ -161,3 +190,67 @@ def draw_batches(
             with_frames=with_frames,
             known=None if known is None else known.rows(part),
         )
+
+
+def draw_request(
+    var: VAR,
+    request: Request,
+    labels: Tensor,
+    settings: SamplingSettings,
+    known: KnownTokens | None = None,
+) -> Drawn:
+    """Draw all images of a request.
+
+    Raises:
+        UserError: As `as_seeds`, `check_generator` and `draw_batches`.
+    """
+    check_generator(request.generator, var.device)
+    random: Sequence[int] | torch.Generator | None = request.generator
+    batch_size = request.batch_size
+    if request.seed is not None:
+        random = as_seeds(request.seed, request.generator, len(labels))
+    elif request.generator is not None:
+        batch_size = len(labels)  # the official order of random numbers goes over all images
+    sampler = Sampler(var, request.tokenizer)
+    return Drawn.joined(list(draw_batches(sampler, labels, settings, random, batch_size, known)))
+
+
+def draw_chosen(
+    var: VAR,
+    request: Request,
+    labels: Tensor,
+    settings: SamplingSettings,
+    choice: Choice,
+    class_names: Sequence[str] = (),
+) -> Drawn:
+    """Draw a request by rejection sampling: each class competes within this call.
+
+    Raises:
+        UserError: If there is no classifier, it does not fit the classes, or a stream is given.
+    """
+    if choice.classifier is None:
+        raise UserError("keep below 1 needs a classifier: varlit.models.classifier.open_classifier")
+    if request.generator is not None:
+        raise UserError("rejection sampling needs a seed; a generator names no single image")
+    if request.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1; got {request.batch_size}")
+    rule = RejectionSettings(choice.keep, group_size=len(labels))
+    outputs = num_outputs(choice.classifier, var.tokenizer_config.image_size, var.device)
+    names = getattr(choice.classifier, "class_names", ())
+    targets = counterparts(var.num_classes, class_names, outputs, names, choice.classes)
+    if alone := unmatched(targets, sorted(set(labels.tolist()))):
+        warnings.warn(
+            f"the classifier does not know the classes {alone}: all their images are kept",
+            stacklevel=3,
+        )
+    # Without a seed the images are as random as torch's global stream.
+    first = int(torch.randint(2**31, ())) if request.seed is None else request.seed
+    seeds = as_seeds(first, None, len(labels))
+    assert seeds is not None
+
+    def draw(part: Tensor, part_seeds: list[int]) -> Drawn:
+        batch = Request(request.tokenizer, part_seeds, None, len(part))
+        return draw_request(var, batch, part, settings)
+
+    rejection = Rejection(choice.classifier, targets, rule)
+    return keep_all(rejection.keep(draw, labels.tolist(), seeds, request.batch_size)).drawn

@@ -78,6 +78,21 @@ class Drawn:
     tokens: Tensor  # (B, L)
     frames: list[Tensor]  # K tensors (B, 3, H, W) decoded after each scale, or empty
 
+    def rows(self, places: Sequence[int]) -> Drawn:
+        """Some of the images, copied, so that the batch can be let go."""
+        where = torch.tensor(places, device=self.images.device)
+        frames = [frame[where] for frame in self.frames]
+        return Drawn(self.images[where], self.tokens[where], frames)
+
+    @staticmethod
+    def joined(parts: Sequence[Drawn]) -> Drawn:
+        """Batches as one."""
+        return Drawn(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.tokens for part in parts]),
+            [torch.cat(frames) for frames in zip(*(p.frames for p in parts), strict=True)],
+        )
+
 
 class ImageSeeds:
     """Random numbers that belong to an image, so that it is the same in every batch.

@@ -24,7 +24,7 @@ from varlit.metrics.frechet import (
 )
 from varlit.metrics.image_features import check_images
 from varlit.metrics.inception_score import NUM_SPLITS, SEED, inception_score
-from varlit.metrics.networks import INCEPTION, FeatureNetwork, open_network, sha256
+from varlit.metrics.networks import INCEPTION, FeatureNetwork, Features, open_network, sha256
 from varlit.metrics.ranks import concatenate_over_ranks
 from varlit.metrics.reconstruction import to_uint8
 
@@ -38,8 +38,8 @@ class FIDReport:
     """
 
     fid: float
-    inception_score_mean: float
-    inception_score_std: float  # over the splits
+    inception_score_mean: float | None  # None where the network gives no logits
+    inception_score_std: float | None  # over the splits
     num_images: int
     num_reference_images: int | None  # None where the reference file does not tell
     protocol: dict[str, Any]
@@ -65,6 +65,7 @@ class InceptionMetrics:
         feature_network: Builds another network in Inception's place: a module from uint8
             (B, 3, H, W) to a pair of features (B, D) and class logits (B, C).
         feature_name: What that other network is called in the report.
+        network: One that is open already, in place of all of these.
         num_splits: Parts that the inception score is averaged over.
         seed: Of the shuffle before the split.
 
@@ -79,9 +80,12 @@ class InceptionMetrics:
         feature_name: str = "custom",
         num_splits: int = NUM_SPLITS,
         seed: int = SEED,
+        network: FeatureNetwork | None = None,
     ) -> None:
         self.num_splits, self.seed = num_splits, seed
-        if feature_network is None:
+        if network is not None:
+            self._network = network
+        elif feature_network is None:
             self._network = open_network(INCEPTION, weights)
         else:
             self._network = FeatureNetwork(feature_network(), feature_name)
@@ -94,8 +98,6 @@ class InceptionMetrics:
         }
         if self._network.is_inception:
             self.protocol["torch_fidelity"] = version("torch-fidelity")
-        if self._network.num_classes is None:
-            raise UserError(f"{feature_name} gives no logits, which the inception score is made of")
         self._dim, self._num_classes = self._network.feature_dim, self._network.num_classes
         self._reference: FeatureStatistics | None = None
         self._real = FeatureSums(self._dim)
@@ -104,18 +106,18 @@ class InceptionMetrics:
     def reset(self) -> None:
         """Forget the generated images, and keep the reference."""
         self._fake = FeatureSums(self._dim)
-        self._logits = [torch.zeros(0, self._num_classes)]
+        self._logits = [torch.zeros(0, self._num_classes or 0)]
 
     def update(self, images: Tensor) -> None:
         """Add generated images (B, 3, H, W), in [-1, 1] or uint8, on any device."""
-        features, logits = self._extract(images)
-        self._fake.update(features)
-        self._logits.append(logits.cpu())
+        found = self._extract(images)
+        self._fake.update(found.pool)
+        if found.logits is not None:
+            self._logits.append(found.logits.cpu())
 
     def update_reference(self, images: Tensor) -> None:
         """Add real images (B, 3, H, W), in [-1, 1] or uint8, to compare with."""
-        features, _ = self._extract(images)
-        self._real.update(features)
+        self._real.update(self._extract(images).pool)
 
     def load_reference(self, path: str | Path) -> None:
         """Compare with the `mu` and `sigma` of an .npz in place of real images.
@@ -154,19 +156,19 @@ class InceptionMetrics:
         """
         reference = self.reference_statistics()
         fake = self._fake.reduced()
-        logits = concatenate_over_ranks(torch.cat(self._logits))
-        score = inception_score(logits, self.num_splits, self.seed)
+        score = None
+        if self._num_classes is not None:
+            logits = concatenate_over_ranks(torch.cat(self._logits))
+            score = inception_score(logits, self.num_splits, self.seed)
         return FIDReport(
             fid=statistics_distance(fake.statistics(), reference),
-            inception_score_mean=score.mean,
-            inception_score_std=score.std,
+            inception_score_mean=None if score is None else score.mean,
+            inception_score_std=None if score is None else score.std,
             num_images=fake.count,
             num_reference_images=reference.count,
             protocol=dict(self.protocol),
         )
 
-    def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _extract(self, images: Tensor) -> Features:
         check_images(torch.arange(len(images)), images)
-        found = self._network(to_uint8(images))
-        assert found.logits is not None
-        return found.pool, found.logits
+        return self._network(to_uint8(images))

@@ -15,6 +15,8 @@ BYTES_PER_TOKEN = 2  # uint16 in the cache
 BYTES_PER_TRAINED_PARAMETER = 16
 BF16_PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
 """Dense bf16 matrix products by the makers' data sheets, in TFLOP/s, by a part of the name."""
+ASSUMED_SHARE = 0.4
+"""Of that rate. Assumed: our own share is not measured yet on any card."""
 
 
 @dataclass(frozen=True)

@@ -1,125 +1,287 @@
-"""FID of a transformer, first version: draw, round, extract features, compare; no files between.
+"""Evaluation of what a transformer draws: draw, round, look, compare; resumable, on any processes.
 
-Image i has label i mod num_classes and random numbers from `seed + i`, so the set does not
-depend on the number of processes or on the batch size.
+Sample i has label i mod classes and random numbers of `seed + i`, and batches cover fixed ranges
+of ids. So the set depends neither on the number of processes nor on where a run was cut off.
 """
 
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from varlit.data.progress import Progress
+from varlit.data.whole_files import write_json
 from varlit.errors import UserError
-from varlit.generation.sampler import SamplingSettings
-from varlit.metrics.fid import FIDReport, InceptionMetrics
-from varlit.metrics.inception import find_inception
-from varlit.models.config import PlainConfig
+from varlit.metrics.image_features import ImageFeatures
+from varlit.metrics.measures import Measures, measure
+from varlit.metrics.networks import FeatureNetwork
+from varlit.metrics.ranks import concatenate_over_ranks, place_among_ranks, sum_over_ranks
+from varlit.metrics.reconstruction import to_uint8
+from varlit.metrics.references import NUM_ROWS, Reference
+from varlit.training.evaluation_config import EvaluationConfig
+from varlit.training.evaluation_samples import SampleFile
+from varlit.training.evaluation_saved import SavedFeatures
 
-PAPER_NUM_IMAGES = 50_000
-SECONDS_BETWEEN_LINES = 15.0
+PACKAGES = ("varlit", "torch", "torch-fidelity", "lightning", "numpy")
+PROTOCOL_VERSION = 1
+FOLDER = "evaluation"
+Draw = Callable[[Tensor, list[int]], Tensor]
+"""Images (B, 3, H, W) in [-1, 1] of labels (B,) and a seed each."""
+T = TypeVar("T")
+
+
+class OtherProcessError(UserError):
+    """Another process could not go on, and says why."""
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(PlainConfig):
-    """What `varlit var test` draws; the defaults are the protocol of VAR's README."""
+class Subject:
+    """What is evaluated.
 
-    num_images: int = PAPER_NUM_IMAGES
-    """Images drawn, classes evenly; fewer than 50,000 is a quick look, not a figure to quote."""
-    batch_size: int = 64
-    """Images drawn at a time on each device."""
-    cfg_scale: float = 1.5
-    """Guidance, rising over the scales."""
-    top_k: int = 900
-    """Draw among the k likeliest codes; 0 = all."""
-    top_p: float = 0.96
-    """Draw within this probability; 0 = all."""
-    seed: int = 0
-    """Image i is drawn from seed + i."""
-    reference: str = ""
-    """An .npz with `mu` and `sigma` of Inception features, such as those of the ADM suite."""
-    inception: str = ""
-    """File with Inception's weights; default $VARLIT_INCEPTION, the hub cache, a download."""
+    Attributes:
+        draw: Draws; what an image looks like may depend on its label and seed alone.
+        num_classes: Labels are spread evenly over 0 .. num_classes - 1.
+        image_px: Side of the images.
+        weights: Hashes of all weights that draw, by name.
+        precision: In which they draw, such as `bf16-mixed`.
+        device: Where images are drawn and looked at.
+        more: What else the images depend on, as plain data.
+        groups: Ids of samples that must be drawn in one call, as those that compete for being
+            kept; each id in one group. Empty = each by itself, in batches.
+    """
 
-    def __post_init__(self) -> None:
-        if self.num_images < 2 or self.batch_size < 1:
-            raise UserError(
-                "evaluation needs at least 2 images, in batches of at least 1; got num_images "
-                f"{self.num_images}, batch_size {self.batch_size}"
-            )
-        self.sampling()
-
-    def sampling(self) -> SamplingSettings:
-        """The settings of the sampler."""
-        return SamplingSettings(self.cfg_scale, self.top_k, self.top_p)
+    draw: Draw
+    num_classes: int
+    image_px: int
+    weights: Mapping[str, str]
+    precision: str = "32-true"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    more: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[Sequence[int]] = ()
 
 
-def open_metrics(
-    config: EvaluationConfig, flag: str = "--model.evaluation.reference"
-) -> InceptionMetrics:
-    """Inception and its reference, before anything is drawn.
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, against each reference, and how."""
+
+    measures: tuple[Measures, ...]
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, float]:
+        """Figures by name; those against further references carry the reference's name."""
+        first, *others = self.measures
+        told = first.to_dict()
+        for other in others:
+            reference = other.protocol["reference"]
+            # A score looks at no reference, and was told already.
+            scores = {other.key(name) for name in ("score_mean", "score_std", "score_whole")}
+            figures = {key: v for key, v in other.to_dict().items() if key not in scores}
+            told |= {f"{key} against {reference}": v for key, v in figures.items()}
+        return told
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Why figures should not be trusted, each once."""
+        return tuple(dict.fromkeys(r for m in self.measures for r in m.remarks))
+
+
+def evaluate(
+    subject: Subject,
+    config: EvaluationConfig,
+    network: FeatureNetwork,
+    references: tuple[Reference, ...],
+    folder: Path | None = None,
+) -> Evaluation:
+    """Draw the samples and measure them; every process must call it.
 
     Args:
-        config: Where they are.
-        flag: How the caller's user gives the reference.
+        subject: What draws.
+        config: How many and how.
+        network: What looks at them.
+        references: What they are compared with, the leading one first.
+        folder: Where to save what is drawn, in a folder of the protocol's own; None = nowhere.
 
     Raises:
-        UserError: If the weights or the reference are not to be had.
+        UserError: On every process, if an image holds NaN, or on the first for a full disk.
     """
-    missing = []
+    started = time.monotonic()
+    about = drawing_protocol(subject, config, network)
+    features = ImageFeatures(network, NUM_ROWS, rounding=config.rounding)
+    own = None if folder is None else folder / protocol_hash(about)
+    _in_all(lambda: _gather(subject, config, features, own))
+    drawn_s = time.monotonic() - started
+    found = tuple(
+        measure(features, reference, config.measuring(), subject.device) for reference in references
+    )
+    protocol = {
+        **found[0].protocol,
+        **about,
+        "protocol_hash": protocol_hash(about),
+        "is_quick": found[0].is_quick,
+        "references": [reference.protocol() for reference in references],
+        "remarks": list(dict.fromkeys(r for m in found for r in m.remarks)),
+        "batch_size": config.batch_size,
+        "num_processes": place_among_ranks()[1],
+        "drawing_s": round(drawn_s, 1),
+        "measuring_s": round(time.monotonic() - started - drawn_s, 1),
+        "versions": _versions(subject.device),
+    }
+    evaluation = Evaluation(found, protocol)
+    if own is not None and place_among_ranks()[0] == 0:
+        # Beside the features: a quick look overwrites the run's metrics.json, and not this one.
+        write_json(own / "metrics.json", {**evaluation.to_dict(), "protocol": protocol})
+    return evaluation
+
+
+def drawing_protocol(
+    subject: Subject, config: EvaluationConfig, network: FeatureNetwork
+) -> dict[str, Any]:
+    """All that the features of the samples depend on; a reference is not among it."""
+    return {
+        "protocol_version": PROTOCOL_VERSION,
+        "sampling": {**config.drawing(), "num_classes": subject.num_classes, **subject.more},
+        "weights": dict(subject.weights),
+        "sampling_precision": subject.precision,
+        "device": subject.device.type,
+        "image_px": subject.image_px,
+        "rounding": f"uint8, {config.rounding}",
+        "feature_network": network.protocol(),
+        "with_samples": bool(config.samples),
+    }
+
+
+def protocol_hash(about: Mapping[str, Any]) -> str:
+    """A short name of a drawing protocol."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _gather(
+    subject: Subject, config: EvaluationConfig, features: ImageFeatures, folder: Path | None
+) -> None:
+    """Draw and look at this process's share of what is not yet there."""
+    is_first = place_among_ranks()[0] == 0
+    saved, file = None, None
+    if folder is not None:
+        left = _in_all(lambda: _look_into(subject, config, folder))
+        saved, file = left.saved, left.file
+        _in_all(lambda: left.begin() if is_first else None)
+        _in_all(lambda: left.saved.load_into(features))
+    elif config.samples:
+        raise UserError("samples are written beside what is saved; give a folder")
+    done = concatenate_over_ranks(features.ids)
+    _in_all(lambda: _draw(subject, config, features, done, saved, file))
+    if file is not None:
+        _in_all(lambda: file.finish() if is_first else None)
+
+
+@dataclass(frozen=True)
+class _LeftBehind:
+    """What an earlier run has left in the folder of a protocol, if anything."""
+
+    saved: SavedFeatures
+    file: SampleFile | None  # None where none is wanted, or it is finished
+    is_begun: bool
+
+    def begin(self) -> None:
+        """Begin the file of samples; features of images that are gone are of no use for it."""
+        if self.file is not None and not self.is_begun:
+            if self.saved.clear():
+                print(f"varlit: {self.file.path} is not there any more: drawn anew", flush=True)
+            self.file.begin()
+
+
+def _look_into(subject: Subject, config: EvaluationConfig, folder: Path) -> _LeftBehind:
     try:
-        find_inception(config.inception or None)
-    except UserError as error:
-        missing.append(str(error))
-    if not config.reference:
-        missing.append(
-            f"FID needs statistics of real images: give {flag} FILE.npz with "
-            "`mu` and `sigma`, such as ADM's VIRTUAL_imagenet256_labeled.npz"
-        )
-    elif not Path(config.reference).is_file():
-        missing.append(f"{flag} {config.reference}: no such file")
-    if missing:
-        raise UserError("\n        ".join(missing))
-    metrics = InceptionMetrics(config.inception or None)
-    metrics.load_reference(config.reference)
-    return metrics
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+    saved = SavedFeatures(folder, config.save_every_s)
+    if not config.samples:
+        return _LeftBehind(saved, None, False)
+    file = SampleFile(folder, Path(config.samples), config.count, subject.image_px)
+    return _LeftBehind(saved, None if file.is_written else file, file.is_begun)
 
 
-def measure_samples(
-    draw: Callable[[Tensor, list[int]], Tensor],
-    num_classes: int,
+def _draw(
+    subject: Subject,
     config: EvaluationConfig,
-    metrics: InceptionMetrics,
-    rank: int = 0,
-    world_size: int = 1,
-) -> FIDReport:
-    """Draw this process's share of the images and measure all of them together.
+    features: ImageFeatures,
+    done: Tensor,
+    saved: SavedFeatures | None,
+    file: SampleFile | None,
+) -> None:
+    rank, world_size = place_among_ranks()
+    todo = missing_batches(config.count, config.batch_size, done, subject.groups)
+    num_left = sum(map(len, todo))
+    progress = Progress("drawing and looking", config.count, config.count - num_left)
 
-    Args:
-        draw: Images (B, 3, H, W) in [-1, 1] of labels (B,) and seeds.
-        num_classes: Labels are spread evenly over them.
-        config: How many and how.
-        metrics: From `open_metrics`; every process must call this function.
-        rank: This process.
-        world_size: Number of processes.
+    def save() -> None:
+        if file is not None:
+            file.flush()
+        if saved is not None:
+            saved.save(features)
+
+    for ids in todo[rank::world_size]:
+        images = subject.draw(ids % subject.num_classes, (config.seed + ids).tolist())
+        features.update(ids, images)
+        if file is not None:
+            file.write(ids, to_uint8(images, config.rounding))
+        # The others are as far, about.
+        progress.add(min(len(ids) * world_size, config.count - progress.done))
+        if saved is not None and saved.is_due:
+            save()
+    progress.end()
+    save()
+
+
+def missing_batches(
+    count: int, batch_size: int, done: Tensor, groups: Sequence[Sequence[int]] = ()
+) -> list[Tensor]:
+    """Ids of the samples that are still to be drawn: by fixed ranges of ids, or by groups."""
+    is_missing = torch.ones(count, dtype=torch.bool)
+    is_missing[done] = False
+    ranges = list(map(torch.tensor, groups)) or list(torch.arange(count).split(batch_size))
+    batches = [ids[is_missing[ids]] for ids in ranges]
+    return [ids for ids in batches if len(ids)]
+
+
+def _in_all(work: Callable[[], T]) -> T:
+    """Do something on all processes: where it fails on one, it fails on all, and none waits.
+
+    Raises:
+        OtherProcessError: On the processes where it did not fail.
     """
-    ids = torch.arange(rank, config.num_images, world_size)
-    started = told = time.monotonic()
-    for part in ids.split(config.batch_size):
-        seeds = (config.seed + part).tolist()
-        metrics.update(draw(part % num_classes, seeds))
-        now = time.monotonic()
-        if rank == 0 and now - told > SECONDS_BETWEEN_LINES:
-            told, done = now, int(part[-1]) + 1
-            left = (now - started) / done * (config.num_images - done)
-            print(f"drawn {done:,}/{config.num_images:,}  {left / 60:.1f} min left", flush=True)
-    return metrics.compute()
+    found: list[T] = []
+    error: Exception | None = None
+    try:
+        found.append(work())
+    except Exception as raised:
+        error = raised
+    num_failed = int(sum_over_ranks(torch.tensor(int(error is not None))))
+    if error is not None:
+        raise error
+    if num_failed:
+        raise OtherProcessError("another process could not go on; see its message")
+    return found[0]
 
 
-def told(report: FIDReport) -> dict[str, float]:
-    """Figures by name; `fid` names the full protocol alone, fewer images give a `quick_fid`."""
-    quick = "quick_" if report.num_images < PAPER_NUM_IMAGES else ""
-    figures = {k: v for k, v in report.to_dict().items() if isinstance(v, int | float)}
-    return {f"{quick}{name}": float(value) for name, value in figures.items()}
+def _versions(device: torch.device) -> dict[str, str]:
+    told = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            told[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if device.type == "cuda":
+        told |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
+    return told

@@ -49,6 +49,8 @@ class LoRAConfig(PlainConfig):
                 f"lora.rank must be at least 0 and lora.alpha above 0; got {self.rank} and "
                 f"{self.alpha}"
             )
+        if self.rank and not self.targets and not self.whole:
+            raise UserError("lora.targets and lora.whole are both empty: nothing would be trained")
         for target in self.targets:
             if target not in PLACES:
                 known = ", ".join(PLACES)

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,16 @@ from varlit.ops.schedules import (
 # Embeddings of place and class-independent gates are few and must not shrink (official VAR).
 NO_DECAY_WORDS = ("position", "level_embedding", "log_scale", "adaln_offset", "codebook")
 IMAGES_PER_LR = 256
+OptimizerKind = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
 class OptimConfig(PlainConfig):
     """AdamW and its schedule, independent of batch size and length of training."""
 
+    optimizer: OptimizerKind = "adamw"
+    """muon = Muon for the matrices of attention and MLP, AdamW for the rest; stage 2 only, an
+    experiment."""
     lr: float = 1e-4
     """Peak learning rate per 256 images of global batch; the rate used is lr * batch / 256."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -56,6 +60,8 @@ class OptimConfig(PlainConfig):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        if self.optimizer not in get_args(OptimizerKind):
+            raise UserError(f"optim.optimizer must be adamw or muon; got `{self.optimizer}`")
         if self.lr <= 0 or getattr(self, "disc_lr", 0) < 0:
             raise UserError(
                 "optim.lr must be positive and optim.disc_lr not negative; got "
@@ -143,7 +149,13 @@ def build_adamw(
 def build_players(
     network: nn.Module, discriminator: nn.Module | None, config: TokenizerOptimConfig
 ) -> AdamW:
-    """One AdamW for both players of stage 1, each in groups that bear its name."""
+    """One AdamW for both players of stage 1, each in groups that bear its name.
+
+    Raises:
+        UserError: If another optimizer is asked for.
+    """
+    if config.optimizer != "adamw":
+        raise UserError(f"optim.optimizer {config.optimizer} is for stage 2; take adamw here")
     optimizer = build_adamw(network, config)
     for group in optimizer.param_groups:
         group["player"] = "tokenizer"

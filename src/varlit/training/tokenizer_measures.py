@@ -12,6 +12,7 @@ from varlit.errors import UserError
 from varlit.losses.perceptual import PerceptualLoss
 from varlit.metrics.codebook import CodebookUsage
 from varlit.metrics.fid import InceptionMetrics
+from varlit.metrics.networks import INCEPTION, open_network
 from varlit.metrics.reconstruction import psnr, ssim, to_uint8
 from varlit.models.config import PlainConfig, TokenizerConfig
 from varlit.models.vqvae import VQVAE
@@ -27,9 +28,15 @@ class TokenizerMeasuresConfig(PlainConfig):
 
     validate_rfid: bool = False
     """Measure rFID at every validation too, and keep the best; `test` always does. Where
-    Inception's weights are not to be had, a line says so and the rest goes on."""
+    its network's weights are not to be had, a line says so and the rest goes on."""
+    network: str = INCEPTION
+    """What looks at images for rFID: inception, mobilenet_v2, torchscript, or a registered one."""
+    weights: str = ""
+    """The network's file; default for Inception $VARLIT_INCEPTION, the hub cache, a download."""
+    trust_torchscript: bool = False
+    """A TorchScript file is a program, and loading it runs it: say that you trust its author."""
     inception: str = ""
-    """File with Inception's weights; default $VARLIT_INCEPTION, the hub cache, a download."""
+    """The older name of `weights`."""
     scale_batches: int = 4
     """Batches of each process, evenly spread, to decode from the first k scales too, for every k;
     0 = none."""
@@ -79,7 +86,7 @@ class TokenizerMeasures:
         self.scales = Scales(tokenizer.scales)
         self.usage = CodebookUsage(self.scales, tokenizer.codebook_size)
         # A hook for tests, which have no Inception.
-        self.open_metrics: Callable[[], InceptionMetrics] = self._open_inception
+        self.open_metrics: Callable[[], InceptionMetrics] = self._open_network
         self.rfid: InceptionMetrics | None = None
         self.was_asked_for_rfid = False
         self.worst: WorstImages | None = None
@@ -169,8 +176,11 @@ class TokenizerMeasures:
                 scalars[f"psnr_by_scale/{name}"] = psnr(images, prefix).mean()
         return scalars
 
-    def _open_inception(self) -> InceptionMetrics:
-        return InceptionMetrics(self.config.inception or None)
+    def _open_network(self) -> InceptionMetrics:
+        config = self.config
+        file = config.weights or config.inception or None
+        network = open_network(config.network, file, config.trust_torchscript)
+        return InceptionMetrics(network=network)
 
 
 def _rounded(images: Tensor) -> Tensor:

@@ -8,22 +8,17 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
-from varlit.generation.sampler import ImageSeeds, Sampler
 from varlit.losses.next_scale import NextScaleTerms, next_scale_loss
-from varlit.metrics.fid import InceptionMetrics
 from varlit.models.config import VARConfig, check_share
 from varlit.models.files import load_tokenizer, tokenizer_hash
 from varlit.models.var import VAR
 from varlit.training.ema import averaged_copy, update_average
-from varlit.training.evaluation import (
-    EvaluationConfig,
-    measure_samples,
-    open_metrics,
-    told,
-)
+from varlit.training.evaluation_config import EvaluationConfig
 from varlit.training.lora import LoRAConfig, add_lora
-from varlit.training.optim import OptimConfig, build_adamw, gradient_norm, set_schedule
+from varlit.training.muon import build_optimizer
+from varlit.training.optim import OptimConfig, gradient_norm, set_schedule
 from varlit.training.sharding import whole
+from varlit.training.var_evaluation import VARTest, published_beside
 from varlit.training.var_scalars import ClippingCount, UpdateRatio, loss_scalars
 from varlit.training.var_speed import SpeedConfig, speed_up
 from varlit.training.var_weights import VARWeights
@@ -32,7 +27,7 @@ from varlit.training.var_weights import VARWeights
 class VARModule(VARWeights):
     """Train the VAR transformer on a token cache."""
 
-    architecture_keys = ("var", "num_classes", "tokenizer_hash", "lora")
+    architecture_keys = ("var", "num_classes", "tokenizer_hash", "lora", "optim.optimizer")
 
     def __init__(
         self,
@@ -69,9 +64,6 @@ class VARModule(VARWeights):
         self.speed = SpeedConfig.of(speed)
         if lora.rank and not init_from:
             raise UserError("model.lora adds to a trained VAR; say which: --model.init_from RUN")
-        # A hook for tests, which have no Inception.
-        self.open_metrics = open_metrics
-        self._metrics: InceptionMetrics | None = None
         self.tokenizer_folder = Path(tokenizer)
         # In a list, so that the frozen tokenizer is no submodule: it belongs to no checkpoint.
         self._tokenizer = [load_tokenizer(self.tokenizer_folder)]
@@ -88,6 +80,7 @@ class VARModule(VARWeights):
                 "evaluation": self.evaluation.to_dict(),
                 "init_from": init_from,
                 "lora": lora.to_dict() if lora.rank else {},
+                "optim.optimizer": "muon" if self.optim_config.optimizer == "muon" else None,
             }
         )
         self.network = VAR(self.config, self._tokenizer[0].config, num_classes)
@@ -99,6 +92,8 @@ class VARModule(VARWeights):
         self._clipping = ClippingCount()
         self._update = UpdateRatio(self._middle_weight)
         self.next_command, self.test_protocol = "", {}
+        self.published: dict[str, dict[str, float]] = {}
+        self._test: VARTest | None = None
 
     def setup(self, stage: str) -> None:
         """Check that the cache was made by this tokenizer; without training, take the start.
@@ -132,8 +127,8 @@ class VARModule(VARWeights):
         self.init_from = ""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW with the official groups."""
-        return build_adamw(self.network, self.optim_config)
+        """AdamW with the official groups, or what `optim.optimizer` names."""
+        return build_optimizer(self.network, self.optim_config)
 
     def on_train_start(self) -> None:
         """As `StageModule`; then choose how to attend, compile and checkpoint."""
@@ -188,8 +183,8 @@ class VARModule(VARWeights):
         self.log_dict(named, sync_dist=True, batch_size=len(batch["tokens"]))
 
     def on_test_start(self) -> None:
-        """Ask for Inception and its reference before the long part."""
-        self._metrics = self.open_together(lambda: self.open_metrics(self.evaluation))
+        """Ask for the feature network and the references before the long part."""
+        self._test = VARTest.open(self, self.evaluation)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out pyramids."""
@@ -198,24 +193,12 @@ class VARModule(VARWeights):
         self.log_dict(chosen, sync_dist=True, batch_size=len(batch["tokens"]))
 
     def on_test_epoch_end(self) -> None:
-        """Draw the images and measure FID and inception score."""
-        assert self._metrics is not None
-        ranks = (self.global_rank, self.trainer.world_size)
-        sampler = Sampler(self.averaged.eval(), self.tokenizer)
-        settings = self.evaluation.sampling()
-
-        def draw(labels: Tensor, seeds: list[int]) -> Tensor:
-            with self.trainer.strategy.precision_plugin.forward_context():
-                return sampler.draw(labels, settings, ImageSeeds(seeds)).images
-
-        report = measure_samples(draw, self.num_classes, self.evaluation, self._metrics, *ranks)
-        self.test_protocol = {
-            **report.protocol,
-            "sampling": self.evaluation.to_dict(),
-            "sampling_precision": str(self.trainer.precision),
-            "device": self.device.type,
-        }
-        self.log_dict(told(report))
+        """Draw the images and measure them."""
+        assert self._test is not None
+        found = self._test.run(self, Path(self.trainer.default_root_dir))
+        self.test_protocol = found.protocol
+        self.published = published_beside(self, found)
+        self.log_dict(found.to_dict())
 
     def _middle_weight(self) -> Tensor:
         layers = self.network.layers

@@ -1,5 +1,6 @@
 """How stage 2 computes the same faster, or in less memory: settings of a run and not of a VAR."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,11 +11,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from varlit.errors import UserError
 from varlit.models.attention_timing import AttentionShape, attention_table, measure_attention
 from varlit.models.config import PlainConfig
-from varlit.models.var import VAR
+from varlit.models.var import VAR, Checkpointing, CompileMode
 
 Attention = Literal["auto", "measure", "dense", "segmented", "flex"]
-Compile = Literal["none", "default", "max-autotune-no-cudagraphs"]
-Checkpointing = Literal["none", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class SpeedConfig(PlainConfig):
     attention: Attention = "auto"
     """auto = segmented, and flex on a GPU for more than 1,000 tokens; measure = try out what is
     fastest at the start, which a resumed run may decide otherwise."""
-    compile: Compile = "none"
+    compile: CompileMode = "none"
     """torch.compile of what all blocks have in common, at fixed shapes; a minute at the start."""
     memory_budget: float = 1.0
     """Share of activations that a compiled block keeps; the rest is computed again."""
@@ -34,14 +33,22 @@ class SpeedConfig(PlainConfig):
     def __post_init__(self) -> None:
         for name, known in (
             ("attention", get_args(Attention)),
-            ("compile", get_args(Compile)),
+            ("compile", get_args(CompileMode)),
             ("checkpointing", get_args(Checkpointing)),
         ):
             if getattr(self, name) not in known:
                 got = getattr(self, name)
                 raise UserError(f"speed.{name} must be one of {', '.join(known)}; got `{got}`")
         if not 0 < self.memory_budget <= 1:
-            raise UserError(f"speed.memory_budget must lie in 0..1; got {self.memory_budget}")
+            raise UserError(
+                f"speed.memory_budget must be above 0 and at most 1; got {self.memory_budget}"
+            )
+        if self.memory_budget < 1 and self.compile == "none":
+            warnings.warn(
+                "speed.memory_budget is ignored: only compiled blocks have one; set speed.compile "
+                "default, or speed.checkpointing blocks",
+                stacklevel=3,
+            )
 
 
 def speed_up(network: VAR, config: SpeedConfig, module: LightningModule, images: int) -> None:
@@ -74,5 +81,10 @@ def _fastest_attention(
         torch.bfloat16 if is_half else torch.float32,
     )
     timings = measure_attention(shape, module.device)
-    rank_zero_only(print)(attention_table(timings), flush=True)
-    return module.trainer.strategy.broadcast(timings[0].backend)
+    choice = module.trainer.strategy.broadcast(timings[0].backend)
+    rank_zero_only(print)(
+        f"{attention_table(timings)}\nvarlit: attention {choice}; a resumed run measures again and "
+        f"may differ by rounding. To repeat to the bit: --model.speed.attention {choice}",
+        flush=True,
+    )
+    return choice

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from varlit.errors import UserError
 from varlit.generation.editing import KnownTokens, known_scales
 from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
 from varlit.models.config import VARConfig
@@ -17,8 +18,10 @@ from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.ops.costs import TransformerShape, transformer_costs
 from varlit.training.lora import merged
+from varlit.training.optim import OptimConfig
 from varlit.training.sharding import ShardedStrategy, whole_network
 from varlit.training.stage import StageModule
+from varlit.training.var_card import compute_line, derived_lines
 from varlit.training.var_start import start_from
 
 
@@ -27,6 +30,7 @@ class VARWeights(StageModule):
 
     Attributes:
         config: Shape of the transformer.
+        optim_config: Optimizer and schedule.
         network: The transformer that is trained.
         average: Its averaged copy, where averaging is on.
         num_classes: Labels 0 .. num_classes - 1.
@@ -35,6 +39,7 @@ class VARWeights(StageModule):
     """
 
     config: VARConfig
+    optim_config: OptimConfig
     network: VAR
     average: VAR | None
     num_classes: int
@@ -54,13 +59,16 @@ class VARWeights(StageModule):
         return self.network if self.average is None else self.average
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def gathered(self, everywhere: bool = False) -> Iterator[None]:
         """Within, `averaged` is whole in the first process; every process must enter.
 
         It costs that process 4 bytes a weight where the weights are sharded, else nothing.
+
+        Args:
+            everywhere: Make it whole in every process.
         """
         if isinstance(self.averaged, FSDPModule):
-            copy = whole_network(self.averaged, keep=self.global_rank == 0)
+            copy = whole_network(self.averaged, keep=everywhere or self.global_rank == 0)
             self._whole = [] if copy is None else [copy]
         try:
             yield
@@ -87,7 +95,7 @@ class VARWeights(StageModule):
 
     @property
     def training_flops_per_image(self) -> float:
-        """Operations of forward and backward for one image, by formula."""
+        """Operations of forward and backward for one image, by formula; fewer with LoRA."""
         width = self.config.resolved_width
         shape = TransformerShape(
             self.config.depth,
@@ -96,12 +104,37 @@ class VARWeights(StageModule):
             self._tokenizer[0].config.codebook_size,
             self.network.scales,
         )
-        return transformer_costs(shape).training
+        sizes = [(p.numel(), p.requires_grad) for p in self.network.parameters()]
+        trained = sum(size for size, is_trained in sizes if is_trained)
+        # Frozen weights get no gradient: a third of the work.
+        share = trained / sum(size for size, _ in sizes)
+        return transformer_costs(shape).forward * (2 + share)
+
+    @property
+    def card_lines(self) -> dict[str, str]:
+        """What the start card says beside what it says of every module."""
+        batch, steps = self.global_batch_size, self.total_steps
+        is_cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if is_cuda else ""
+        flops, devices = self.training_flops_per_image, self.trainer.world_size
+        return {
+            **derived_lines(self.config, self.optim_config, batch, steps),
+            "compute": compute_line(flops, steps * batch, name, devices),
+        }
 
     def configure_model(self) -> None:
-        """Spread the weights over the processes where the strategy does so."""
+        """Spread the weights over the processes where the strategy does so.
+
+        Raises:
+            UserError: If the optimizer wants matrices that are not cut.
+        """
         strategy = None if self._trainer is None else self._trainer.strategy
         if isinstance(strategy, ShardedStrategy):
+            if self.optim_config.optimizer == "muon":
+                raise UserError(
+                    "optim.optimizer muon wants whole matrices, and --trainer fsdp cuts them; take "
+                    "--trainer ddp or adamw"
+                )
             self._take_over()
             for network in (self.network, self.average):
                 if network is not None:

@@ -1,0 +1,138 @@
+"""`varlit compare`: measured figures beside published ones, and the page that is made of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from varlit.cli import main as command_line
+from varlit.cli.results import read_result
+from varlit.cli.results_page import page
+from varlit.errors import UserError
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+FULL = {"fid": 3.51, "inception_score_mean": 280.2, "precision": 0.84, "recall": 0.5}
+PROTOCOL = {"features": "inception", "num_images": 50_000, "is_quick": False, "drawing_s": 500.0}
+D16 = {
+    "var": {"depth": 16, "width": 0},
+    "num_classes": 1000,
+    "tokenizer": {
+        "channel_multipliers": [1, 1, 2, 2, 4],
+        "scales": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+    },
+}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def write(runs: Path, name: str, figures: dict, protocol: dict | None = None, depth: int = 16):
+    folder = runs / name
+    folder.mkdir(parents=True)
+    config = D16 | {"var": {"depth": depth, "width": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    content = {"checkpoint": "somewhere", **figures}
+    if protocol is not None:
+        content["protocol"] = protocol
+    (folder / "metrics.json").write_text(json.dumps(content))
+
+
+def compare(runs: Path, *names: object) -> int:
+    return command_line.main(["compare", *map(str, names), "--root", str(runs)])
+
+
+def cells(text: str, start: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {start} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_committed_page_is_what_the_command_writes(runs: Path, tmp_path: Path):
+    assert compare(runs, "--out", tmp_path / "results.md") == 0
+    written = (tmp_path / "results.md").read_text()
+    assert written == PAGE.read_text(), "run: varlit compare --out docs/results.md"
+
+
+def test_what_we_did_not_measure_says_not_run():
+    row = cells(page([]), "VAR-d16 | ours")
+    assert row == ["VAR-d16", "ours", *["not run"] * 4, "310M", "10", "not run"]
+    assert cells(page([]), "VAR-d16 | 3.30")[1:] == ["3.30", "3.55", "3.49", "not run"]
+
+
+def test_a_full_evaluation_stands_beside_the_published_ones(runs: Path, capsys):
+    write(runs, "mine", FULL, PROTOCOL)
+    assert compare(runs, "mine") == 0
+    out = capsys.readouterr().out
+    assert "VAR-d16 (mine)  ours             3.51  280.2  0.84       0.50    310M" in out
+    assert "VAR-d16         paper            3.30" in out
+    assert "VAR-d20" not in out
+    text = page([read_result("mine", runs)])
+    assert cells(text, "VAR-d16 | 3.30")[4] == "3.51"
+    assert "VAR-d16 | ours" not in text
+
+
+def test_times_are_relative_to_our_own_d30_on_the_same_machine(runs: Path):
+    other = PROTOCOL | {"versions": {"gpu": "another"}, "drawing_s": 1.0}
+    write(runs, "small", FULL, PROTOCOL)
+    write(runs, "elsewhere", FULL, other)
+    write(runs, "large", FULL, PROTOCOL | {"drawing_s": 1250.0}, depth=30)
+    text = page([read_result(name, runs) for name in ("small", "elsewhere", "large")])
+    assert cells(text, "VAR-d16 (small)")[-1] == "0.4"
+    assert cells(text, "VAR-d16 (elsewhere)")[-1] == "not run"
+    assert cells(text, "VAR-d30 (large)")[-1] == "1"
+
+
+def test_chosen_images_are_a_row_of_their_own(runs: Path):
+    write(runs, "best", FULL, PROTOCOL | {"sampling": {"keep": 0.25}}, depth=30)
+    text = page([read_result("best", runs)])
+    assert cells(text, "VAR-d30-re (best)")[2] == "3.51"
+    assert cells(text, "VAR-d30 | ours")[2] == "not run"
+
+
+@pytest.mark.parametrize(
+    ("figures", "protocol", "why"),
+    [
+        ({"quick_fid": 9.0}, PROTOCOL | {"num_images": 5000, "is_quick": True}, "quick: 5,000"),
+        ({"fid": 9.0}, PROTOCOL | {"num_images": 5000}, "quick: 5,000 images"),
+        (
+            {"frechet_mobilenet_v2": 9.0},
+            PROTOCOL | {"features": "mobilenet_v2"},
+            "by mobilenet_v2, not Inception",
+        ),
+        ({"fid": 9.0}, {"features": "inception"}, "number of images not told"),
+        ({"fid": 9.0}, None, "unknown features"),
+        ({"precision": 0.9}, PROTOCOL, "no FID"),
+    ],
+)
+def test_what_does_not_compare_is_in_no_fid_column(runs: Path, capsys, figures, protocol, why):
+    write(runs, "odd", figures, protocol)
+    assert compare(runs, "odd") == 0
+    assert why in capsys.readouterr().out
+    text = page([read_result("odd", runs)])
+    assert cells(text, "VAR-d16 | 3.30")[4] == "not run"
+    assert why in cells(text, "odd")[1]
+    assert f"`{next(iter(figures))}`" in cells(text, "odd")[2]
+
+
+def test_another_model_is_shown_under_its_own_name(runs: Path):
+    write(runs, "d7", FULL, PROTOCOL, depth=7)
+    text = page([read_result("d7", runs)])
+    assert cells(text, "d7")[1] == "no published model of this shape"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "cannot be read as JSON"), ("[1]", "holds a list"), (None, "varlit evaluate bad")],
+)
+def test_damaged_or_missing_figures_are_named(runs: Path, content, said):
+    (runs / "bad").mkdir(parents=True)
+    if content is not None:
+        (runs / "bad" / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_result("bad", runs)
+
+
+def test_only_a_page_of_markdown_is_written(runs: Path, capsys):
+    assert compare(runs, "--out", runs / "page.txt") == 2
+    assert "--out wants the name of a .md file" in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""`varlit var test` as a user types it, on one process and on two, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from varlit.cli import main as command_line
+from varlit.errors import UserError
+from varlit.metrics.measures import Measures
+from varlit.metrics.published import VARS
+from varlit.training.evaluation import Evaluation
+from varlit.training.evaluation_config import EvaluationConfig
+from varlit.training.var_evaluation import published_name, published_of
+
+CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+FIT = [
+    *("var", "fit", "-c", "digits", *CPU, "--trainer.max_steps", "2", "--name", "toy"),
+    *("--data.batch_size", "8", "--samples.every_n_steps", "0", "--completions.every_n_steps", "0"),
+    *("--model.var.depth", "1", "--model.var.width", "32", "--model.var.num_heads", "2"),
+]
+
+
+class Corners(nn.Module):
+    """A program in a file, as users may have one: uint8 images to features and classes."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        flat = images.float().flatten(1) / 255
+        return flat[:, :6], flat[:, -5:] * 4
+
+
+@pytest.fixture
+def trained(cache, tmp_path, monkeypatch) -> Path:
+    """A run of two steps, its reference and a feature network, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VARLIT_CACHE", str(tmp_path / "cached"))
+    assert command_line.main([*FIT, "--data.tokens", str(cache)]) == 0
+    torch.jit.script(Corners()).save("corners.pt")
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 16, 16, 3), dtype=np.uint8)
+    np.savez("real.npz", pixels)
+    np.savez("large.npz", np.zeros((60, 8, 8, 3), np.uint8))
+    return tmp_path
+
+
+def words_of(**settings) -> list[str]:
+    given = {
+        "quick": 50,
+        "batch_size": 8,
+        "network": "torchscript",
+        "weights": "corners.pt",
+        "trust_torchscript": "true",
+        "reference": "real.npz",
+        "save_every_s": 0,
+    } | settings
+    words = ["var", "test", "--name", "toy", *CPU]
+    for name, value in given.items():
+        words += [f"--model.evaluation.{name}", str(value)]
+    return words
+
+
+def metrics() -> dict:
+    return json.loads(Path("runs/toy/metrics.json").read_text())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_figures_and_their_protocol_are_kept(trained, capsys):
+    assert command_line.main(words_of()) == 0
+    said = capsys.readouterr().out
+    found, name = metrics(), "quick_frechet_torchscript_corners"
+    assert name in said
+    assert "a quick look" in said
+    assert found[name] > 0
+    assert "quick_precision_torchscript_corners" in found
+    assert found["test/loss/mean"] > 0
+    protocol = found["protocol"]
+    assert protocol["sampling"]["num_classes"] == 3
+    assert len(protocol["weights"]["var_sha256"]) == 64
+    assert protocol["reference"] == "real.npz"
+    assert protocol["num_processes"] == 1
+    # The same samples by the other verb: nothing is drawn again.
+    words = ["evaluate", "toy", "--quick", "50", "--network", "torchscript", "--weights"]
+    words += ["corners.pt", "--trust_torchscript", "--reference", "real.npz", "--device", "cpu"]
+    assert command_line.main([*words, "--batch_size", "8", "--out", "runs/toy/other.json"]) == 0
+    other = json.loads(Path("runs/toy/other.json").read_text())
+    assert other["protocol"]["protocol_hash"] == protocol["protocol_hash"]
+    assert other[name] == pytest.approx(found[name], rel=1e-5)
+    assert len(list(Path("runs/toy/evaluation").iterdir())) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reference": "large.npz"}, "8 px; the samples have 16 px"),
+        ({"trust_torchscript": "false"}, "to load it is to run it"),
+        ({"reference": ""}, "--model.evaluation.reference FILE.npz"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_drawn(trained, settings, message, capsys):
+    assert command_line.main(words_of(**settings)) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs/toy/evaluation").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_find_what_one_finds_and_go_on_where_one_was_cut_off(trained):
+    assert command_line.main(words_of()) == 0
+    one = metrics()
+    (whole,) = Path("runs/toy/evaluation").glob("*/rank-0-*.pt")
+    whole.unlink()
+    run_two([*words_of(), *DDP])
+    two = metrics()
+    assert two["protocol"]["num_processes"] == 2
+    files = sorted(path.name for path in whole.parent.glob("*.pt"))
+    assert files == ["rank-0-00000026.pt", "rank-1-00000024.pt"]
+    # One of them is lost; a single process draws its part anew.
+    (whole.parent / files[1]).unlink()
+    assert command_line.main(words_of()) == 0
+    for found in (two, metrics()):
+        for name, value in one.items():
+            if name.startswith("quick"):
+                assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+def run_two(words):
+    source = Path(__file__).resolve().parents[2] / "src"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
+    done = subprocess.run(
+        [sys.executable, "-m", "varlit", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_the_published_shapes_have_a_name():
+    assert published_name(16, 1024, 256, 1000) == "d16"
+    assert published_name(36, 2304, 512, 1000) == "d36-s"
+    for shape in ((16, 512, 256, 1000), (16, 1024, 512, 1000), (16, 1024, 256, 10)):
+        assert published_name(*shape) == ""
+
+
+@pytest.mark.parametrize(
+    ("num_images", "features", "is_comparable"),
+    [(50_000, "inception", True), (5000, "inception", False), (50_000, "mobilenet_v2", False)],
+)
+def test_published_figures_stand_beside_whole_evaluations_by_inception_alone(
+    num_images, features, is_comparable
+):
+    leading = Measures(features, num_images, 3.0, protocol={"features": features})
+    found = published_of(16, 1024, 256, 1000, Evaluation((leading,), {}))
+    expected = {row.kind: row.fid for row in VARS["d16"]} if is_comparable else {}
+    assert {kind: figures["fid"] for kind, figures in found.items()} == expected
+
+
+def test_a_module_without_a_reference_is_refused(make_var_module, make_trainer, tokens):
+    module = make_var_module(evaluation=EvaluationConfig(quick=9))
+    with pytest.raises(UserError, match=r"--model\.evaluation\.reference"):
+        make_trainer().test(module, tokens, verbose=False)
