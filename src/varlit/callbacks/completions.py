@@ -13,6 +13,7 @@ from varlit.callbacks.samples import class_labels
 from varlit.data.draws import PLAIN_VIEW
 from varlit.data.order import BatchIndex
 from varlit.viz import image_grid
+from varlit.viz.pyramids import plain_name
 
 
 class Completions(Callback):
@@ -28,7 +29,7 @@ class Completions(Callback):
 
         Args:
             every_n_steps: Draw every this many steps; 0 turns the pictures off.
-            num_images: Held-out pyramids to complete, the first ones.
+            num_images: Held-out pyramids to complete, always the same ones.
             seed: Seed of the drawing.
         """
         self.every_n_steps, self.num_images, self.seed = every_n_steps, num_images, seed
@@ -68,7 +69,7 @@ class Completions(Callback):
             images.flatten(0, 1),
             len(columns),
             row_labels=class_labels(trainer, labels.tolist()),
-            column_labels=["class alone", *(f"to {name}" for name in scales.names)],
+            column_labels=["class alone", *(f"to {plain_name(name)}" for name in scales.names)],
             title=f"Completions, step {trainer.global_step:,}",
             caption="Held-out images; coarse scales given, the others drawn. Last: all given.",
         )
@@ -76,11 +77,12 @@ class Completions(Callback):
 
 
 def held_out(trainer: Trainer, num_images: int) -> tuple[Tensor, Tensor] | None:
-    """Read the first held-out pyramids (B, L) and their labels (B,); None if there are none."""
+    """Read held-out pyramids (B, L) and labels (B,) from all over the set; None if it is empty."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     source = data.source("val") if hasattr(data, "source") else None
     if source is None or not len(source):
         return None
-    rows = np.arange(min(num_images, len(source)))
+    # File order is class order: the first few would be of one class.
+    rows = np.linspace(0, len(source) - 1, min(num_images, len(source))).astype(np.int64)
     batch = source[BatchIndex(rows, np.full_like(rows, PLAIN_VIEW))]
     return batch["tokens"], batch["label"]
