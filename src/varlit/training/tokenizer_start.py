@@ -7,11 +7,11 @@ from torch import Tensor
 
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig
-from varlit.models.files import CONFIG_FILE, load_tokenizer
+from varlit.models.files import load_tokenizer
 from varlit.models.quantizer import MultiScaleQuantizer
 from varlit.models.vqvae import VQVAE
+from varlit.training.start_folder import find_start
 
-RUNS_FOLDER = Path("runs")
 # What decides the shapes of the autoencoder and the codebook. Scales and phi may differ.
 SHARED_FIELDS = (
     "channels",
@@ -42,7 +42,7 @@ def start_from(network: VQVAE, given: str) -> None:
     Raises:
         UserError: If there is no such tokenizer, or its autoencoder or codebook differs.
     """
-    folder = find_start(given)
+    folder = find_start(given, "tokenizer")
     other = load_tokenizer(folder)
     _check_shapes(network.config, other.config, folder)
     weights = other.state_dict()
@@ -50,24 +50,6 @@ def start_from(network: VQVAE, given: str) -> None:
         weights = {k: v for k, v in weights.items() if not k.startswith(PHI)}
         weights |= _shared_phi(network, other)
     network.load_state_dict(weights)
-
-
-def find_start(given: str) -> Path:
-    """Folder of the tokenizer that a path or the name of a run means.
-
-    Raises:
-        UserError: If there is none.
-    """
-    path = Path(given).expanduser()
-    candidates = [path, RUNS_FOLDER / path]
-    for folder in candidates:
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    places = " or ".join(str(folder) for folder in candidates)
-    raise UserError(
-        f"model.init_from {given}: no {CONFIG_FILE} in {places}; give a tokenizer's run or its "
-        "folder, which has one after its first checkpoint"
-    )
 
 
 def _check_shapes(own: TokenizerConfig, other: TokenizerConfig, folder: Path) -> None:

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from varlit.errors import UserError
 from varlit.models.config import VARConfig
-from varlit.models.files import CONFIG_FILE, TOKENIZER_FOLDER, LoadedVAR, load_var
+from varlit.models.files import TOKENIZER_FOLDER, LoadedVAR, load_var
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.ops.scales import Scales
 from varlit.training.lora import load_plain
-from varlit.training.tokenizer_start import RUNS_FOLDER
+from varlit.training.start_folder import find_start
 
 CLASSES = "class_embedding.weight"
 NUM_NAMES_TOLD = 3
@@ -52,7 +52,7 @@ def start_from(network: VAR, given: str, class_names: Sequence[str], tokenizer: 
     Raises:
         UserError: If there is no such VAR, or its body or its codes are of another shape.
     """
-    folder = find_start(given)
+    folder = find_start(given, "VAR")
     other = load_var(folder)
     _check_body(network.config, other.var.config, folder)
     _check_codes(network, other.var, folder)
@@ -63,28 +63,6 @@ def start_from(network: VAR, given: str, class_names: Sequence[str], tokenizer: 
     _warn_of_frozen(network, classes, places)
     notes = "; ".join(note for note in (classes.note, places.note) if note)
     rank_zero_only(print)(f"varlit: starts from {folder}: {notes or 'all of it'}", flush=True)
-
-
-def find_start(given: str) -> Path:
-    """Folder of the VAR that a path or the name of a run means.
-
-    Raises:
-        UserError: If there is none.
-    """
-    path = Path(given).expanduser()
-    candidates = [path, RUNS_FOLDER / path]
-    for folder in candidates:
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    if path.is_file():
-        raise UserError(
-            f"model.init_from {given} is a file; convert it first: varlit convert {given}"
-        )
-    places = " or ".join(str(folder) for folder in candidates)
-    raise UserError(
-        f"model.init_from {given}: no {CONFIG_FILE} in {places}; give a VAR's run or its folder, "
-        "which has one after its first checkpoint"
-    )
 
 
 def start_classes(num_classes: int, names: Sequence[str], other: LoadedVAR) -> Part:
