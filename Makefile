@@ -103,6 +103,10 @@ bench: $(READY) ## Benchmarks on the CPU  ARGS="--out benchmarks/results" keeps 
 	$(VENV)/bin/python benchmarks/var_parts.py --device cpu $(ARGS)
 	$(VENV)/bin/python benchmarks/image_reading.py --device cpu $(ARGS)
 	$(VENV)/bin/python benchmarks/token_reading.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/sampling_parts.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/var_against_raster.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/sampling.py --device cpu $(ARGS)
+	$(VENV)/bin/python benchmarks/evaluation.py --device cpu $(ARGS)
 
 bench-gpu: $(READY) ## Benchmarks on the GPU
 	$(VENV)/bin/python benchmarks/tokenizer_step.py --device cuda $(ARGS)
@@ -111,6 +115,10 @@ bench-gpu: $(READY) ## Benchmarks on the GPU
 	$(VENV)/bin/python benchmarks/var_parts.py --device cuda $(ARGS)
 	$(VENV)/bin/python benchmarks/image_reading.py --device cuda $(ARGS)
 	$(VENV)/bin/python benchmarks/token_reading.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/sampling_parts.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/var_against_raster.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/sampling.py --device cuda $(ARGS)
+	$(VENV)/bin/python benchmarks/evaluation.py --device cuda $(ARGS)
 
 clean: ## Remove caches and builds (never runs/, data/ or .venv)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist

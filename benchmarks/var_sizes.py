@@ -11,6 +11,7 @@ from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.ops.costs import TransformerCosts, TransformerShape, transformer_costs
 from varlit.ops.scales import OFFICIAL_SCALES, Scales
+from varlit.ops.steps import Steps
 
 SEED = 0
 NUM_CLASSES = 1000
@@ -36,11 +37,16 @@ class Size:
         return Scales(self.tokenizer.scales)
 
     @property
+    def steps(self) -> Steps:
+        """Which tokens are predicted together."""
+        return self.var.steps(self.tokenizer.scales)
+
+    @property
     def costs(self) -> TransformerCosts:
         """Operations for one image, by formula."""
         width = self.var.resolved_width
         mlp_width, codes = round(width * self.var.mlp_ratio), self.tokenizer.codebook_size
-        shape = TransformerShape(self.var.depth, width, mlp_width, codes, self.scales)
+        shape = TransformerShape(self.var.depth, width, mlp_width, codes, self.steps)
         return transformer_costs(shape)
 
 
@@ -56,6 +62,12 @@ SIZES = {
         TOKENIZER_SIZES["tiny"].tokenizer,
         {"cpu": 2, "cuda": 2},
         cached_depths=(1, 2),
+    ),
+    # The transformer of conf/var/photos64.yaml, which two cores train in minutes.
+    "photos64": Size(
+        VARConfig(depth=6, width=192, num_heads=4),
+        TOKENIZER_SIZES["photos64"].tokenizer,
+        {"cpu": 16, "cuda": 64},
     ),
     # The transformers of the paper and smaller ones, at 256 px.
     "d4": _official(4, 256),

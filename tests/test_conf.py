@@ -156,7 +156,7 @@ def test_every_setting_of_the_tokenizers_base_names_its_source() -> None:
             assert comment.strip() or "official" in section, line
 
 
-@pytest.mark.parametrize(("name", "twin"), [("photos64", "vqgan64")])
+@pytest.mark.parametrize(("name", "twin"), [("photos64", "vqgan64"), ("digits", "digits-raster")])
 def test_twins_differ_in_their_scales_alone(
     name: str, twin: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

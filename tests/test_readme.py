@@ -24,7 +24,7 @@ from PIL import Image
 
 from varlit.checkpoints.official import official_state, save_official
 from varlit.cli import cache as cache_verb
-from varlit.cli import convert, doctor, evaluate, quickstart, reconstruct, sample, sweep
+from varlit.cli import convert, demo, doctor, edit, evaluate, quickstart, reconstruct, sample, sweep
 from varlit.cli import main as command_line
 from varlit.cli.recipes import option_value, read_yaml, run_name
 from varlit.models.config import TokenizerConfig, VARConfig
@@ -39,12 +39,12 @@ README = ROOT / "README.md"
 PAGES = [README, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 MODULES = {"tokenizer": TokenizerModule, "var": VARModule}
-VERB_MODULES = (convert, doctor, evaluate, quickstart, reconstruct, sample, sweep)
+VERB_MODULES = (convert, demo, doctor, edit, evaluate, quickstart, reconstruct, sample, sweep)
 VERB_PARSERS = [module.build_parser() for module in VERB_MODULES]
 VERB_PARSERS += [parser() for parser, _ in cache_verb.VERBS.values()]
-# These take minutes, or the weights of Inception.
-PARSED_ONLY = {"evaluate": evaluate, "quickstart": quickstart}
-MAX_README_LINES, MAX_NOT_RUN = 220, 5
+# These take minutes, or the weights of Inception, or serve until Ctrl-C.
+PARSED_ONLY = {"demo": demo, "evaluate": evaluate, "quickstart": quickstart}
+MAX_README_LINES, MAX_NOT_RUN = 230, 5
 TOY_TOKENIZER = TokenizerConfig(32, (1, 1, 1, 1), 1, 0.0, 128, 16, (1, 2, 3, 4))
 TOY_OFFICIAL = TokenizerConfig(32, (1, 1, 1, 1, 1), 1, 0.0, 64, 8)
 SIDES_512_PX = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)

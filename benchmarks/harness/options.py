@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from harness.memory import peak_bytes, peak_bytes_alone
 from harness.report import Report, append_section, run_facts
 from harness.roofline import card_peak_tflops, flops_per_image
-from harness.stopwatch import Rival, race
+from harness.stopwatch import Rival, one_thread, race
 from varlit.errors import UserError
 
 
@@ -31,6 +32,8 @@ class Benchmark:
     """Whether peak memory is asked for."""
     lap_s: float = 0.2
     """Seconds that a lap lasts at least."""
+    in_one_thread: bool = False
+    """On a CPU: in one thread, by the processor's time, as parts are compared."""
 
 
 def build_parser(description: str, sizes: Sequence[str]) -> argparse.ArgumentParser:
@@ -108,9 +111,15 @@ def compete(benchmark: Benchmark, args: argparse.Namespace, words: Sequence[str]
     Returns:
         Exit code.
     """
-    if args.device.type == "cpu":
+    is_cpu = args.device.type == "cpu"
+    if is_cpu:
         # Random weights run into denormals, which cost a processor many times a normal number.
         torch.set_flush_denormal(True)
+    with one_thread() if is_cpu and benchmark.in_one_thread else nullcontext():
+        return _measured(benchmark, args, words)
+
+
+def _measured(benchmark: Benchmark, args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.memory_of:
         rival = next(r for r in benchmark.rivals if r.name == args.memory_of)
         print(peak_bytes(rival, args.device))
@@ -125,18 +134,24 @@ def compete(benchmark: Benchmark, args: argparse.Namespace, words: Sequence[str]
         _say("counting operations")
         flops = {r.name: r.flops_per_image or flops_per_image(r) for r in rivals if r.is_counted}
         settings["assumed peak"] = f"{args.peak_tflops:g} TFLOP/s"
+    if args.device.type == "cpu" and benchmark.in_one_thread:
+        settings["clock"] = "processor time"
     _say(f"timing, {args.rounds} rounds")
     timings = race(rivals, args.rounds, benchmark.lap_s if args.lap_s is None else args.lap_s)
     title, notes = benchmark.script.stem, benchmark.notes
-    report = Report(title, settings, timings, peaks, flops, args.peak_tflops, notes)
+    publish(Report(title, settings, timings, peaks, flops, args.peak_tflops, notes), args)
+    return 0
+
+
+def publish(report: Report, args: argparse.Namespace) -> None:
+    """Print a table, and write it where `--out` says."""
     print(report.for_terminal())
     if args.out is not None:
         path = args.out
         if path.suffix != ".md":
-            path = path / f"{title}-{args.device.type}.md"
-        append_section(path, title, report.for_file(run_facts(args.device, args.commit)))
+            path = path / f"{report.title}-{args.device.type}.md"
+        append_section(path, report.title, report.for_file(run_facts(args.device, args.commit)))
         print(f"written: {path}")
-    return 0
 
 
 def exit_code(main: Callable[[list[str]], int]) -> int:

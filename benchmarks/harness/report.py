@@ -34,16 +34,23 @@ class Report:
     def table(self) -> list[list[str]]:
         """Header and rows as text; columns that nobody filled are left out."""
         header = ["what", "ms", "spread", "images/s", "speed", "peak MiB", "GFLOP/image", "of peak"]
-        rows = [self._row(timing) for timing in self.timings]
+        more = list(dict.fromkeys(name for t in self.timings for name in t.rival.extra))
+        rows = [self._row(timing) + _extra(timing, more) for timing in self.timings]
+        header += more
         kept = [i for i in range(len(header)) if any(row[i] != NO_VALUE for row in rows)]
         return [[row[i] for i in kept] for row in [header, *rows]]
 
     def _row(self, timing: Timing) -> list[str]:
         name, by_name = timing.rival.name, {t.rival.name: t for t in self.timings}
+        if timing.failure:
+            return [name, timing.failure, *[NO_VALUE] * 6]
         row = [name, _number(timing.median_s * 1e3), f"{timing.spread:.1%}"]
-        row.append(_number(timing.images_per_s))
-        reference = timing.rival.reference
-        row.append(f"{timing.speed_over(by_name[reference]):.2f}x" if reference else NO_VALUE)
+        row.append(_number(timing.images_per_s) if timing.rival.num_images else NO_VALUE)
+        reference = by_name.get(timing.rival.reference)
+        if reference is None or reference.failure:
+            row.append(NO_VALUE)
+        else:
+            row.append(f"{timing.speed_over(reference):.2f}x")
         peak = self.peak_bytes.get(name)
         row.append(NO_VALUE if peak is None else f"{peak / 2**20:,.0f}")
         flops = self.flops_per_image.get(name)
@@ -129,6 +136,12 @@ def _git(*words: str) -> str:
 
 def _listed(facts: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _extra(timing: Timing, headers: Sequence[str]) -> list[str]:
+    """The cells that a rival brings itself."""
+    cells = {} if timing.failure else timing.rival.extra
+    return [cells[name](timing.median_s) if name in cells else NO_VALUE for name in headers]
 
 
 def _number(value: float) -> str:

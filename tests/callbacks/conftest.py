@@ -21,7 +21,7 @@ class FakeTokenizer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scales = SCALES
+        self.scales = self.steps = SCALES
         self.gain = nn.Parameter(torch.ones(1))
         self.frozen_in_eval = nn.Dropout().eval()
         self.dropout = nn.Dropout(0.5)

@@ -103,6 +103,31 @@ def test_editing_keeps_what_is_not_masked(models):
         var.edit(images, mask, [0])
 
 
+def test_variants_keep_the_known_pixels_and_have_seeds_of_their_own(models):
+    _, var = models
+    images = torch.rand(2, 3, 2, 2) * 2 - 1
+    mask = torch.tensor([[True, False], [False, False]])
+    fields = {"keep_known_pixels": True, "feather_px": 0, "top_k": 0, "top_p": 0.0}
+    edited, tokens = var.edit(images, mask, 1, variants=3, seed=4, return_tokens=True, **fields)
+    assert (edited.shape, tokens.shape) == ((6, 3, 2, 2), (6, 5))
+    assert torch.equal(edited[..., ~mask], images.repeat_interleave(3, 0)[..., ~mask])
+    third, same = var.edit(images[1:], mask, 1, seed=9, return_tokens=True, **fields)
+    assert torch.equal(tokens[5:], same)
+    torch.testing.assert_close(edited[5:], third)
+
+
+def test_a_picture_is_continued_on_a_canvas_of_another_ratio(models):
+    tokenizer, var = models
+    images = torch.rand(1, 3, 2, 2) * 2 - 1
+    wide = var.outpaint(images, (2, 5), [0], tokenizer, variants=2, feather_px=0, seed=1)
+    assert wide.shape == (2, 3, 2, 5)
+    assert torch.equal(wide[..., 1:3], images.expand(2, -1, -1, -1))
+    right = var.outpaint(images, (2, 3), corner=(0, 0), feather_px=0, seed=1)
+    assert torch.equal(right[..., :2], images)
+    with pytest.raises(UserError, match="does not lie inside a canvas of 2x1 px"):
+        var.outpaint(images, (1, 2))
+
+
 def test_a_model_is_saved_as_it_was_loaded(models, tmp_path):
     for model in models:
         again = load(model.save_pretrained(tmp_path / model.kind))
@@ -260,3 +285,21 @@ def test_without_a_seed_the_choice_follows_torch_s_global_stream(models):
         drawn.append(var.sample([0, 1], keep=0.5, classifier=by_colour))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_pictures_start_from_the_coarse_maps_of_given_ones(models):
+    tokenizer, var = models
+    given = tokenizer.encode(torch.rand(2, 3, 2, 2) * 2 - 1)
+    start = {"coarse_tokens": given, "keep_scales": 1, "return_tokens": True}
+    _, tokens = var.sample([0, 1], tokenizer=tokenizer, seed=0, **start)
+    assert torch.equal(tokens[:, :1], given[:, :1])
+    start["coarse_tokens"] = tokens[:1]
+    _, others = var.sample([0] * 8, tokenizer=tokenizer, seed=range(5, 13), batch_size=3, **start)
+    assert (others[:, :1] == tokens[:1, :1]).all()
+    assert len(others[:, 1:].unique(dim=0)) > 1
+    _, again = var.sample([0], tokenizer=tokenizer, seed=0, **start)
+    assert torch.equal(again, tokens[:1]), "a seed draws its own picture again"
+    with pytest.raises(UserError, match=r"keep_scales must lie in 1\.\.1"):
+        var.sample([0], coarse_tokens=given[:1])
+    with pytest.raises(UserError, match="coarse_tokens or keep"):
+        var.sample([0], coarse_tokens=given[:1], keep_scales=1, keep=0.5)

@@ -90,6 +90,20 @@ def test_chosen_images_are_a_row_of_their_own(runs: Path):
     assert cells(text, "VAR-d30 | ours")[2] == "not run"
 
 
+def test_a_raster_baseline_of_a_published_shape_is_no_published_model(runs: Path):
+    write(runs, "raster", FULL, PROTOCOL)
+    config = D16 | {"var": D16["var"] | {"order": "raster"}}
+    (runs / "raster" / "config.json").write_text(json.dumps(config))
+    assert read_result("raster", runs).model == ""
+
+
+def test_chosen_images_of_a_model_without_such_a_row_are_no_figure_of_the_model(runs: Path):
+    write(runs, "best", FULL, PROTOCOL | {"sampling": {"keep": 0.25}})
+    text = page([read_result("best", runs)])
+    assert cells(text, "VAR-d16 | ours")[2] == "not run"
+    assert cells(text, "best")[1] == "no published d16-re; rejection sampling, keep 0.25"
+
+
 @pytest.mark.parametrize(
     ("figures", "protocol", "why"),
     [

@@ -1,6 +1,7 @@
 """Tables as they are printed: published figures beside ours, and the protocol below."""
 
-from varlit.cli.report import print_protocol, print_table
+from varlit.cli.report import print_protocol, print_table, told_choice
+from varlit.generation.rejection_rule import RejectionCost
 
 PROTOCOL = {
     "sampling": {
@@ -48,3 +49,16 @@ def test_the_protocol_is_printed_with_all_references_and_remarks(capsys):
     assert "quick" not in said
     print_protocol({"lpips": "vgg"})  # a tokenizer's
     assert capsys.readouterr().out == ""
+
+
+def test_a_choice_is_printed_with_what_it_took(capsys):
+    cost = RejectionCost(num_drawn=200, num_kept=50, num_unjudged=7, draw_s=3.0, classify_s=1.0)
+    choice = {"keep": 0.25, "keep_group_size": 50, "classifier": "toy"}
+    choice |= {"classifier_weights_sha256": "d" * 64, "classifier_classes": "3,-"}
+    sampling = PROTOCOL["sampling"] | choice
+    print_protocol(PROTOCOL | {"sampling": sampling, "rejection_cost": cost.to_dict()})
+    said = capsys.readouterr().out
+    assert "keep 0.25 by toy dddddddd, in groups of 50; its outputs: 3,-" in said
+    assert "kept 50 of 200 images drawn (25.0%), and all 7 of other classes; 4.0 s" in said
+    assert told_choice(1.0) == ""
+    assert told_choice(0.25) == "-re (rejection sampling, keep 0.25)"

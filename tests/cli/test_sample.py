@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from varlit.cli import main as command_line
 from varlit.cli.arguments import check_writable
-from varlit.cli.sample import parse_classes
+from varlit.cli.sample import class_name, parse_classes
 from varlit.errors import UserError
+from varlit.generation.sampler import Drawn, Sampler
 from varlit.models.classifier import Classifier
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
@@ -114,15 +115,169 @@ def test_small_batches_draw_the_same_and_bf16_draws(runs: Path, tmp_path: Path):
     assert np.ptp(pixels(tmp_path / "three.png")) > 0
 
 
-def test_too_little_memory_is_answered_with_a_smaller_batch(
+def test_too_little_memory_is_answered_with_a_batch_that_was_tried(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    def draw(*_args: object, **_kwargs: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    words = ["sample", "var", "--root", runs, "--per_class", 7, "--out", tmp_path / "x.png"]
+    plain, limit = Sampler.draw, 5
+
+    def draw(self: Sampler, labels: torch.Tensor, *args: object, **options: object) -> Drawn:
+        if len(labels) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, labels, *args, **options)
 
     monkeypatch.setattr("varlit.generation.sampler.Sampler.draw", draw)
-    assert run("sample", "var", "--root", runs, "--out", tmp_path / "x.png") == 2
-    assert "--batch_size 32" in capsys.readouterr().err
+    assert run(*words) == 2
+    assert "--batch_size 64; --batch_size 5 was tried and fits" in capsys.readouterr().err
+    assert run(*words, "--batch_size", 5) == 0
+    limit = 0
+    assert run(*words) == 2
+    assert "even with one image at a time" in capsys.readouterr().err
+
+
+def test_fast_is_taken_where_it_can_be_had_and_said_where_not(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    words = ["sample", "var", "--root", runs, "--device", "cpu", "--out"]
+    assert run(*words, tmp_path / "plain.png") == 0
+    assert run(*words, tmp_path / "not.png", "--no_fast") == 0
+    with pytest.warns(UserWarning, match="need a CUDA GPU"):
+        assert run(*words, tmp_path / "fast.png", "--fast") == 0
+    plain = pixels(tmp_path / "plain.png")
+    assert (plain == pixels(tmp_path / "fast.png")).all()
+    assert (plain == pixels(tmp_path / "not.png")).all()
+    assert run(*words, tmp_path / "x.png", "--fast", "--no_fast") == 2
+    assert "not allowed with argument --fast" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(
+        "varlit.generation.compiled.open_sampler",
+        lambda var, tokenizer, fast, num_images: asked.append((fast, num_images)) or 1 / 0,
+    )
+    for flags in ((), ("--fast",), ("--no_fast",)):
+        with pytest.raises(ZeroDivisionError):
+            run(*words, tmp_path / "x.png", "--per_class", 5, *flags)
+    assert asked == [(None, 15), (True, 15), (False, 15)]
+
+
+def test_drawing_among_sorted_codes_draws_others_and_greedy_the_same(runs: Path, tmp_path: Path):
+    words = ["sample", "var", "--root", runs, "--out"]
+    pictures = []
+    for kind in ("exact", "sorted"):
+        for top_k in (1, 8):
+            out = tmp_path / f"{kind}-{top_k}.png"
+            assert run(*words, out, "--draw", kind, "--top_k", top_k, "--top_p", 0) == 0
+            pictures.append(pixels(out))
+    assert (pictures[0] == pictures[2]).all(), "one code is left"
+    assert not (pictures[1] == pictures[3]).all()
+
+
+def gif_frames(path: Path) -> list[np.ndarray]:
+    with Image.open(path) as gif:
+        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
+
+
+def test_the_gif_has_a_frame_a_scale_and_starts_with_what_seeds_share(runs: Path, tmp_path: Path):
+    out = tmp_path / "s.png"
+    assert run("sample", "var", "--root", runs, "--per_class", 2, "--gif", "--out", out) == 0
+    frames = gif_frames(tmp_path / "s-growing.gif")
+    assert len(frames) == len(TOKENIZER.scales)
+    assert not (frames[0] == frames[-1]).all()
+    assert not (tmp_path / "s-growing.png").exists()
+
+
+def test_a_gif_of_many_images_says_what_it_leaves_out(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "s.png"
+    words = ["--classes", "ant", "--per_class", 12, "--gif", "--growing", "--out", out]
+    assert run("sample", "var", "--root", runs, *words) == 0
+    told = capsys.readouterr().out
+    assert "12 images of 1 class" in told
+    assert "the first 10 classes and 10 images each" in told
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "my photo.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_pictures_start_from_the_coarse_scales_of_a_photo(
+    runs: Path, tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr("varlit.cli.sample.write_pictures", lambda *given: shown.append(given))
+    words = ["sample", "var", "--root", runs, "--per_class", 3, "--from", photo, "--gif"]
+    assert run(*words, "--keep_scales", 2, "--classes", "bee,none") == 0
+    drawn, names, _, _, start = shown[0]
+    assert names == ["bee", "no class"]
+    assert (drawn.tokens[:, :10] == start.tokens[:, :10]).all()
+    assert len(drawn.tokens[:, 10:].unique(dim=0)) > 1
+    coarse = drawn.frames[1]
+    torch.testing.assert_close(coarse, start.coarse.expand_as(coarse))
+    said = capsys.readouterr().out
+    assert f"--from '{photo}' --keep_scales 2" in said
+    assert run(*words) == 0
+    assert shown[1][1] == ["no class"]
+    assert shown[1][4].keep_scales == 1, "half of three"
+
+
+def test_what_a_picture_started_from_is_shown_with_it(runs: Path, tmp_path: Path, photo: Path):
+    words = ["sample", "var", "--root", runs, "--per_class", 2, "--from", photo, "--growing"]
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    assert run(*words, "--classes", "ant,bee", "--out", one) == 0
+    assert run("sample", "var", "--root", runs, "--per_class", 2, "--out", other) == 0
+    assert pixels(one).shape[1] > pixels(other).shape[1], "two columns more"
+    assert (tmp_path / "one-growing.png").exists()
+
+
+def test_chosen_pictures_start_from_the_photo_too(
+    runs: Path, tmp_path: Path, photo: Path, classifier, monkeypatch: pytest.MonkeyPatch
+):
+    classifier(judge(3, ("ant", "bee", "cow")))
+    shown = []
+    monkeypatch.setattr("varlit.cli.sample.write_pictures", lambda *given: shown.append(given))
+    words = ["--from", photo, "--keep_scales", 2, "--keep", 0.5, "--classifier", "toy:toy"]
+    words += ["--classes", "ant", "--per_class", 2]
+    assert run("sample", "var", "--root", runs, *words) == 0
+    assert (shown[0][0].tokens[:, :10] == shown[0][4].tokens[:, :10]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--keep_scales", 2], "give one: --from photo.jpg"),
+        (["--from", "nothing.jpg"], "nothing.jpg: there is no such file"),
+        (["--from", __file__], "does not open as an image"),
+        (["--from", "PHOTO", "--keep_scales", 0], "keep_scales must lie in 1..2"),
+        (["--from", "PHOTO", "--keep_scales", 3], "the scales are 1, 3, 8"),
+        (["--from", "PHOTO", "--keep_scales", "x"], "invalid int value: 'x'"),
+        (["--draw", "fast"], "invalid choice: 'fast'"),
+    ],
+)
+def test_a_start_that_cannot_be_made_is_refused_before_anything_is_drawn(
+    runs: Path,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list,
+    said: str,
+):
+    monkeypatch.setattr("varlit.cli.sample.draw_in_batches", lambda *_: 1 / 0)
+    words = [photo if word == "PHOTO" else word for word in words]
+    assert run("sample", "var", "--root", runs, "--out", tmp_path / "x.png", *words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_a_class_called_none_is_a_class():
+    assert parse_classes("none,1", 3, []) == [3, 1]
+    assert parse_classes("none", 2, ["some", "None"]) == [1]
+    assert class_name(3, [], 3) == "no class"
 
 
 def test_a_folder_without_the_right_to_write_stops_before_the_work(
@@ -196,9 +351,9 @@ def test_a_class_that_the_classifier_does_not_know_stops_or_is_kept_aloud(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--keep", 0.5], "--keep below 1 needs --classifier"),
+        (["--keep", 0.5], "keep 0.5 needs a classifier"),
         (["--keep", 0, "--classifier", "a:b"], "above 0 and up to 1; got 0.0"),
-        (["--classifier", "a:b"], "chooses nothing at --keep 1"),
+        (["--classifier", "a:b"], "chooses nothing at keep 1"),
         (["--keep", 0.5, "--classifier", "a:b"], "has 5 classes and the model 3"),
         (["--keep", 0.5, "--classifier", "a:b", "--classifier_classes", "1,x,2"], "got `x`"),
         (["--keep", 0.5, "--classifier", "a:b", "--classifier_classes", "1,2"], "got 2"),

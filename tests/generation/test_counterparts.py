@@ -3,7 +3,13 @@
 import pytest
 
 from varlit.errors import UserError
-from varlit.generation.counterparts import counterparts, unmatched
+from varlit.generation.counterparts import (
+    IN_ORDER,
+    counterparts,
+    parse_outputs,
+    told_outputs,
+    unmatched,
+)
 
 FLOWERS = ("Daisy", "dandelion", "sea_holly")
 OUTPUTS = ("crane", "daisy", "crane", "sea holly", "bee")
@@ -48,3 +54,12 @@ def test_named_classes_that_all_differ_are_not_taken_by_number():
 
 def test_the_unconditional_class_has_no_counterpart():
     assert unmatched((3, None, 5), [0, 1, 2, 3]) == [1, 3]
+
+
+def test_outputs_are_read_as_they_are_told():
+    assert parse_outputs("") is None
+    assert parse_outputs(" 985, -,3") == [985, None, 3]
+    assert parse_outputs(told_outputs((985, None, 3))) == [985, None, 3]
+    assert told_outputs((0, 1, 2)) == IN_ORDER
+    with pytest.raises(UserError, match=r"got `1\.5`"):
+        parse_outputs("1.5,2")

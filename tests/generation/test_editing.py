@@ -9,6 +9,7 @@ from varlit.generation.editing import (
     known_outside,
     known_scales,
     latent_mask,
+    pixel_mask,
 )
 from varlit.generation.sampler import ImageSeeds, SamplingSettings
 from varlit.ops.scales import Scales
@@ -128,3 +129,67 @@ def test_images_are_encoded_some_at_a_time(sampler, monkeypatch):
     parts = known_outside(tokenizer, images, mask, batch_size=2)
     assert sizes == [2, 2, 1]
     assert torch.equal(parts.tokens, whole.tokens)
+
+
+def test_a_free_first_scale_is_drawn_too_unless_everything_is_known(sampler, images):
+    scales = sampler.var.scales
+    known = torch.ones(2, 4, 4, dtype=torch.bool)
+    known[1, 0, 0] = False
+    free = known_at_scales(known, scales, free_first_scale=True)
+    assert free[:, 0].tolist() == [True, False]
+    assert torch.equal(free[:, 1:], known_at_scales(known, scales)[:, 1:]), "it alone changes"
+    all_new = known_outside(sampler.tokenizer, images, EVERYTHING, free_first_scale=True)
+    assert not all_new.is_known.any()
+
+
+def test_what_is_hidden_changes_no_token(sampler, images):
+    mask = torch.zeros(8, 8)
+    mask[2:5, 3:7] = 1
+    other = torch.where(mask.bool(), torch.rand(2, 3, 8, 8), images)
+    seen = [known_outside(sampler.tokenizer, x, mask).tokens for x in (images, other)]
+    assert not torch.equal(*seen), "without hiding what is masked is remembered"
+    hidden = [known_outside(sampler.tokenizer, x, mask, hide_masked=True) for x in (images, other)]
+    assert torch.equal(hidden[0].tokens, hidden[1].tokens)
+    assert torch.equal(hidden[0].is_known, known_outside(sampler.tokenizer, images, mask).is_known)
+
+
+def test_cells_as_a_mask_are_their_pixels(sampler):
+    cells = torch.zeros(4, 4, dtype=torch.bool)
+    cells[1, 2] = True
+    pixels = pixel_mask(cells, 2, sampler.tokenizer)
+    assert pixels.shape == (2, 8, 8)
+    assert pixels[1].nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
+    assert torch.equal(latent_mask(pixels, 2, sampler.tokenizer)[0], cells)
+    assert torch.equal(pixel_mask(pixels, 2, sampler.tokenizer), pixels)
+
+
+def test_refitted_tokens_bring_the_known_part_back_to_the_picture(sampler, images):
+    mask = torch.zeros(8, 8)
+    mask[:, 4:] = 1
+    tokenizer, target = sampler.tokenizer, sampler.tokenizer.features(images)
+
+    def gap(seed, **fields):
+        known = known_outside(tokenizer, images, mask, free_first_scale=True, **fields)
+        drawn = sampler.draw(LABELS, FREE, ImageSeeds([seed, seed + 1]), known=known)
+        features = tokenizer.quantizer.decode(drawn.tokens)
+        return (features - target)[..., :2].square().mean().item()
+
+    plain, refitted = (
+        sum(gap(seed, refit_known=refit) for seed in range(8)) for refit in (False, True)
+    )
+    assert refitted < plain
+
+
+def test_refitted_tokens_are_the_pictures_own_where_nothing_else_was_drawn(sampler, images):
+    nothing = torch.zeros(8, 8)
+    known = known_outside(sampler.tokenizer, images, nothing, refit_known=True)
+    drawn = sampler.draw(LABELS, FREE, ImageSeeds([1, 2]), known=known)
+    assert torch.equal(drawn.tokens, sampler.tokenizer.encode(images))
+
+
+def test_rows_of_known_tokens_are_those_of_their_images(sampler, images):
+    known = known_outside(sampler.tokenizer, images, torch.ones(8, 8), refit_known=True)
+    twice = known.rows(torch.tensor([1, 1]))
+    assert torch.equal(twice.features, known.features[[1, 1]])
+    assert torch.equal(twice.tokens, known.tokens[[1, 1]])
+    assert len(known.rows(slice(1)).is_known) == 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from varlit.errors import UserError
 from varlit.generation.rejection import Rejection, class_groups, keep_all, num_outputs
-from varlit.generation.rejection_rule import RejectionSettings
+from varlit.generation.rejection_rule import RejectionCost, RejectionSettings
 from varlit.generation.sampler import Drawn, ImageSeeds, SamplingSettings
 
 LABELS, SEEDS = [0, 1, 0, 2, 1, 0, 0, 0], [7, 3, 0, 2, 9, 11, 4, 5]
@@ -101,6 +101,23 @@ def test_the_share_is_kept_and_told(share, num_drawn):
     assert cost["acceptance_share"] == pytest.approx(8 / num_drawn)
     assert cost["top1_kept"] > cost["top1_drawn"]
     assert 0 <= cost["classifier_share_of_time"] <= 1
+
+
+def test_costs_of_two_parts_are_the_cost_of_the_whole():
+    groups = class_groups(LABELS, 2)
+    whole, parts, total = rejection(group_size=2), [], RejectionCost()
+    list(whole.keep(draw, LABELS, SEEDS, 4))
+    for rank in range(2):
+        part = rejection(group_size=2)
+        list(part.keep(draw, LABELS, SEEDS, 4, groups[rank::2]))
+        parts.append(part.cost)
+        total.add_counts(part.cost.counts())
+    assert total.draw_s == parts[0].draw_s + parts[1].draw_s
+    numbers = [
+        (c.num_drawn, c.num_kept, c.num_known, c.num_known_kept) for c in (total, whole.cost)
+    ]
+    assert numbers[0] == numbers[1]
+    assert isinstance(total.num_drawn, int)
 
 
 def test_no_candidate_is_drawn_twice():

@@ -3,14 +3,17 @@ import pytest
 import torch
 
 from varlit.errors import UserError
+from varlit.generation.editing import known_scales
 from varlit.generation.requests import (
+    Request,
     as_classes,
     as_seeds,
     check_fits,
     check_generator,
     draw_batches,
+    draw_request,
 )
-from varlit.generation.sampler import SamplingSettings
+from varlit.generation.sampler import Sampler, SamplingSettings
 
 LABELS = torch.tensor([0, 1, 2, 1, 3])
 FREE = SamplingSettings(cfg_scale=1.0, top_k=0, top_p=0.0)
@@ -63,6 +66,43 @@ def test_one_seed_counts_up_and_several_are_taken_as_they_are():
         as_seeds([1, 2], None, 3)
     with pytest.raises(UserError, match="a seed or a generator, not both"):
         as_seeds(0, torch.Generator(), 3)
+
+
+def test_a_seed_that_comes_twice_for_a_label_is_refused():
+    assert as_seeds([5, 5], None, 2) == [5, 5]
+    assert as_seeds([5, 5, 6], None, 3, torch.tensor([0, 1, 1])) == [5, 5, 6]
+    with pytest.raises(UserError, match="seed 5 is given 2 times for label 1"):
+        as_seeds([5, 6, 5], None, 3, torch.tensor([1, 1, 1]))
+
+
+def test_beside_known_tokens_a_seed_may_come_twice(sampler):
+    request, labels = Request(sampler.tokenizer, [5, 5], None, 2), torch.tensor([1, 1])
+    with pytest.raises(UserError, match="seed 5 is given 2 times for label 1"):
+        draw_request(sampler.var, request, labels, FREE)
+    tokens = torch.randint(24, (2, 21))
+    known = known_scales(tokens, sampler.var.scales, 1)
+    drawn = draw_request(sampler.var, request, labels, FREE, known)
+    assert torch.equal(drawn.tokens[:, 0], tokens[:, 0])
+
+
+@pytest.mark.parametrize("is_edit", [False, True])
+def test_a_batch_that_does_not_fit_names_one_that_does(sampler, monkeypatch, is_edit):
+    draw = Sampler.draw
+
+    def too_small_a_card(self, labels, *args, **kwargs):
+        if len(labels) > 3:
+            raise torch.OutOfMemoryError
+        return draw(self, labels, *args, **kwargs)
+
+    monkeypatch.setattr(Sampler, "draw", too_small_a_card)
+    known = known_scales(torch.zeros(9, 21, dtype=torch.int64), sampler.var.scales, 1)
+    given = known if is_edit else None
+    request, labels = Request(sampler.tokenizer, 0, None, 8), torch.ones(9, dtype=torch.long)
+    with pytest.raises(UserError, match="memory at batch_size 8; batch_size 2 was tried and fits"):
+        draw_request(sampler.var, request, labels, FREE, given)
+    stream = Request(sampler.tokenizer, None, torch.Generator(), 2)
+    with pytest.raises(UserError, match="all 9 images are drawn as one batch; give a seed"):
+        draw_request(sampler.var, stream, labels, FREE, given)
 
 
 @pytest.mark.parametrize("seed", [1.5, "a", [1.5], [None], [True]])

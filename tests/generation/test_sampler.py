@@ -1,9 +1,15 @@
+import gc
+import weakref
+
 import pytest
 import torch
 
 from varlit.errors import UserError
-from varlit.generation.sampler import ImageSeeds, SamplingSettings
-from varlit.ops.filtering import guide
+from varlit.generation.canvas import ScaleCanvas
+from varlit.generation.random_numbers import GivenUniforms
+from varlit.generation.sampler import ImageSeeds, Sampler, SamplingSettings
+from varlit.ops.filtering import draw as plain_draw
+from varlit.ops.filtering import draw_at, filter_logits, guide
 
 LABELS = torch.tensor([0, 1, 2, 1])
 UNCONDITIONAL = 3
@@ -72,13 +78,6 @@ def test_an_image_is_a_function_of_its_label_and_seed_not_of_its_batch(sampler):
     turned = sampler.draw(LABELS.flip(0), GUIDED, ImageSeeds([10, 9, 8, 7]))
     assert torch.equal(turned.tokens.flip(0), whole.tokens)
     assert not torch.equal(whole.tokens[1], whole.tokens[3]), "one label, two seeds"
-
-
-def test_uniform_numbers_of_an_image_come_from_its_own_generator():
-    both = ImageSeeds([1, 2])
-    first, second = both.uniform(5, torch.device("cpu")), both.uniform(3, torch.device("cpu"))
-    alone = torch.rand(8, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(torch.cat((first, second), dim=1)[1], alone)
 
 
 @torch.no_grad()
@@ -161,10 +160,16 @@ def test_under_bf16_the_latent_map_is_still_what_its_tokens_decode_to(sampler):
         ({"top_k": -1}, "top_k must be 0"),
         ({"top_p": 1.5}, r"top_p must lie in 0\.\.1"),
         ({"top_p": -0.1}, r"top_p must lie in 0\.\.1"),
-        ({"top_k": 2.5}, "a whole number; got 2.5"),
-        ({"cfg_scale": -1.0}, "cfg_scale must be finite, 0 or more; got -1.0"),
+        ({"top_k": 2.5}, "a whole number of codes, such as 900; got 2.5"),
+        ({"top_p": float("nan")}, r"top_p must lie in 0\.\.1"),
+        ({"top_p": "0.9"}, r"top_p must lie in 0\.\.1"),
+        ({"cfg_scale": None}, "cfg_scale must be finite"),
+        ({"cfg_scale": -1.0}, r"must be finite, 0 or more \(0 = no guidance\); got -1\.0"),
+        ({"cfg_scale": -1.0, "guidance": "constant"}, r"\(1 = no guidance\)"),
         ({"cfg_scale": float("nan")}, "must be finite"),
         ({"cfg_scale": float("inf")}, "must be finite"),
+        ({"draw": "quick"}, r"draw must be one of \('exact', 'sorted'\); got 'quick'"),
+        ({"draw": "sorted", "more_smooth": True}, "more_smooth blends all codes.*take exact"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields, message):
@@ -196,3 +201,118 @@ def test_a_greedy_picture_has_nothing_to_blend(sampler):
     found, expected = draw(sampler, smooth), draw(sampler, plain)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.images, expected.images)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_seeded", [True, False])
+@pytest.mark.parametrize(("top_k", "top_p"), [(12, 0.9), (0, 0.7), (5, 0.0), (0, 0.0), (1, 0.5)])
+def test_the_loop_draws_the_tokens_of_the_plain_definition(sampler, is_seeded, top_k, top_p):
+    settings = SamplingSettings(2.0, top_k, top_p)
+    scales, quantizer = sampler.var.scales, sampler.tokenizer.quantizer
+    seeds, stream = ImageSeeds(range(4)), torch.Generator().manual_seed(0)
+    # Written out: two passes, no cache, logits of everything so far at each scale.
+    drawn = torch.zeros(4, scales.num_tokens, dtype=torch.int64)
+    for k in range(3):
+        part, inputs = scales.token_slice(k), quantizer.teacher_inputs(drawn)
+        conditional = sampler.var(LABELS, inputs)[:, part]
+        unconditional = sampler.var(torch.full_like(LABELS, UNCONDITIONAL), inputs)[:, part]
+        logits = filter_logits(guide(conditional, unconditional, 2.0 * k / 2), top_k, top_p)
+        uniform = seeds.uniform(part, torch.device("cpu"))
+        drawn[:, part] = draw_at(logits, uniform) if is_seeded else plain_draw(logits, stream)
+    random = ImageSeeds(range(4)) if is_seeded else torch.Generator().manual_seed(0)
+    assert torch.equal(sampler.draw(LABELS, settings, random).tokens, drawn)
+
+
+def test_numbers_that_are_given_draw_the_images_of_their_seeds(sampler):
+    numbers = torch.stack([torch.rand(21, generator=g) for g in ImageSeeds(range(4)).generators])
+    found = sampler.draw(LABELS, GUIDED, GivenUniforms(numbers))
+    assert torch.equal(found.tokens, sampler.draw(LABELS, GUIDED, ImageSeeds(range(4))).tokens)
+
+
+@pytest.mark.parametrize("make", [lambda: ImageSeeds(range(6000)), torch.Generator, lambda: None])
+def test_sorted_drawing_follows_the_same_distribution(sampler, make):
+    labels, numbers = torch.ones(6000, dtype=torch.long), make()
+    shares = []
+    for kind in ("exact", "sorted"):
+        settings = SamplingSettings(2.0, 12, 0.9, draw=kind)
+        first = next(sampler.steps(labels, settings, numbers))
+        shares.append(torch.bincount(first.tokens[:, 0], minlength=24) / 6000)
+    torch.testing.assert_close(*shares, atol=0.03, rtol=0)
+    assert torch.equal(shares[0] > 0, shares[1] > 0)
+
+
+def test_a_sorted_image_too_is_a_function_of_its_label_and_seed(sampler):
+    settings = SamplingSettings(2.0, 12, 0.9, draw="sorted")
+    whole = sampler.draw(LABELS, settings, ImageSeeds([7, 8, 9, 10]))
+    for i, seed in enumerate([7, 8, 9, 10]):
+        alone = sampler.draw(LABELS[i : i + 1], settings, ImageSeeds([seed]))
+        assert torch.equal(alone.tokens, whole.tokens[i : i + 1])
+
+
+@pytest.mark.parametrize("settings", [GUIDED, FREE])
+def test_a_table_of_classes_changes_nothing(sampler, settings):
+    labels = torch.tensor([0, 1, 2, UNCONDITIONAL])
+    with_table = Sampler(sampler.var, sampler.tokenizer, class_table=True)
+    plain = [draw(sampler, settings, labels, seed).tokens for seed in (1, 2)]
+    found = [draw(with_table, settings, labels, seed).tokens for seed in (1, 2)]
+    assert all(map(torch.equal, plain, found))
+    with pytest.raises(UserError, match=r"labels must lie in 0\.\.2"):
+        draw(with_table, labels=torch.tensor([4]))
+
+
+def test_the_table_is_read_once(sampler, monkeypatch):
+    reads, read = [], sampler.var.read_classes
+    monkeypatch.setattr(
+        sampler.var, "read_classes", lambda *args: (reads.append(args), read(*args))[1]
+    )
+    with_table = Sampler(sampler.var, sampler.tokenizer, class_table=True)
+    for seed in range(3):
+        draw(with_table, seed=seed)
+    assert reads == [()]
+
+
+def test_weights_in_another_type_are_a_copy_of_the_samplers_own(sampler):
+    before = {name: value.clone() for name, value in sampler.var.state_dict().items()}
+    half = Sampler(sampler.var, sampler.tokenizer, dtype=torch.bfloat16)
+    tokens = draw(half).tokens
+    assert half.var.head.weight.dtype == torch.bfloat16
+    state = half.var.begin(LABELS)
+    assert {cache.keys.dtype for cache in state.caches} == {torch.bfloat16}
+    for name, value in sampler.var.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[name])
+    assert half.tokenizer is sampler.tokenizer
+    assert torch.equal(draw(half).images, sampler.tokenizer.decode(tokens)), "decoded in fp32"
+
+
+def test_half_precision_draws_nearly_the_same_distribution(sampler):
+    half = Sampler(sampler.var, sampler.tokenizer, dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits = [s.var.advance(s.var.begin(LABELS)).float() for s in (sampler, half)]
+    assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[0].std()
+    assert not torch.equal(*logits), "cast indeed"
+
+
+def test_an_error_on_the_way_leaves_no_trace(sampler, monkeypatch):
+    expected, put = draw(sampler).tokens, ScaleCanvas.put
+
+    def failing(canvas, tokens, blend=None):
+        if canvas.k == 1:
+            raise ZeroDivisionError
+        put(canvas, tokens, blend)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScaleCanvas, "put", failing)
+        with pytest.raises(ZeroDivisionError):
+            draw(sampler)
+    assert torch.is_grad_enabled()
+    assert torch.equal(draw(sampler).tokens, expected)
+
+
+def test_a_batch_that_is_left_half_way_is_freed(sampler):
+    steps = sampler.steps(LABELS, GUIDED, ImageSeeds(range(4)))
+    kept = weakref.ref(next(steps).f_hat)
+    steps.close()
+    del steps
+    gc.collect()
+    assert kept() is None

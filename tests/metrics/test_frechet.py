@@ -189,6 +189,9 @@ def test_a_reference_of_another_program_needs_mu_and_sigma_only(tmp_path):
         (b"PK\x03\x04 broken", "cannot be read"),
         ({"arr_0": np.zeros(3)}, "expected `mu` and `sigma`"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"sigma \(D, D\)"),
+        ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "must be finite"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, np.inf], [np.inf, 1]])}, "must be finite"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 1], [0, 1]])}, "must be a covariance"),
         ({"mu": np.array([None, 1], object), "sigma": np.eye(2)}, "cannot be read"),
     ],
 )

@@ -36,7 +36,7 @@ def test_figures_come_by_source_under_the_names_of_metrics_json():
         "precision": 0.84,
         "recall": 0.51,
     }
-    assert found["README"] == {"fid": 3.55}
+    assert found["official README"] == {"fid": 3.55}
     assert published_figures("d7") == {}
 
 

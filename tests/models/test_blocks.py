@@ -33,7 +33,7 @@ def test_modulate_norms_without_parameters_then_scales_and_shifts():
     x, scale, shift = torch.randn(2, 4, 8), torch.randn(2, 1, 8), torch.randn(2, 1, 8)
     variance = x.var(dim=-1, correction=0, keepdim=True)
     normed = (x - x.mean(dim=-1, keepdim=True)) / (variance + 1e-6).sqrt()
-    torch.testing.assert_close(modulate(x, scale, shift), normed * (1 + scale) + shift)
+    torch.testing.assert_close(modulate(x, 1 + scale, shift), normed * (1 + scale) + shift)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

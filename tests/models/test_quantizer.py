@@ -36,13 +36,13 @@ def latents(quantizer, batch_size=3):
 @each_kind
 def test_at_each_scale_residual_and_image_so_far_add_up_to_the_latent_map(settings, monkeypatch):
     quantizer = make(**settings)
-    f, residuals, search = latents(quantizer), [], quantizer._search
+    f, residuals, search = latents(quantizer), [], quantizer.search_codes
 
     def watched(residual, k):
         residuals.append(residual.clone())
         return search(residual, k)
 
-    monkeypatch.setattr(quantizer, "_search", watched)
+    monkeypatch.setattr(quantizer, "search_codes", watched)
     tokens = quantizer.encode(f)
     assert len(residuals) == quantizer.scales.num_scales
     for k, residual in enumerate(residuals):

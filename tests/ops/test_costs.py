@@ -57,7 +57,7 @@ def test_sampling_one_image_costs_what_the_formula_says(var):
 
 def test_a_training_pass_differs_by_the_masked_pairs_only(var):
     teacher = torch.zeros(1, 20, TOKENIZER.codebook_dim)
-    masked_pairs = 21**2 - attended_pairs(SHAPE.scales)
+    masked_pairs = 21**2 - attended_pairs(SHAPE.steps)
     dense = 4 * SHAPE.width * masked_pairs * SHAPE.depth
     costs = transformer_costs(SHAPE)
     found = counted(lambda: var(torch.tensor([0]), teacher))
@@ -75,7 +75,7 @@ def test_bytes_of_the_caches(var):
     state = var.begin(torch.tensor([1]))
     held = sum(cache.keys.nbytes + cache.values.nbytes for cache in state.caches)
     assert key_value_bytes(SHAPE, bytes_per_number=4) == held
-    assert cache_bytes(SHAPE.scales, num_images=10, num_crops=3) == 10 * 3 * 21 * 2
+    assert cache_bytes(SHAPE.steps, num_images=10, num_crops=3) == 10 * 3 * 21 * 2
 
 
 def num_parameters(network):

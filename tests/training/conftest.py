@@ -1,5 +1,6 @@
 """Both stages at toy size on real digits, with a bare Trainer, and a token cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,15 +84,25 @@ def make_tokenizer_module():
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """A cache of 40 + 8 random pyramids, with the tokenizer they are said to come from."""
-    folder = tmp_path_factory.mktemp("cache")
+    return write_cache(tmp_path_factory.mktemp("cache"), TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def raster_cache(tmp_path_factory):
+    """The same of a tokenizer with a single scale of 4x4 tokens."""
+    return write_cache(tmp_path_factory.mktemp("raster"), replace(TOKENIZER, scales=(4,)))
+
+
+def write_cache(folder, shape):
+    """Random tokens of a random tokenizer."""
     torch.manual_seed(2)
-    tokenizer = VQVAE(TOKENIZER)
+    tokenizer = VQVAE(shape)
     torch.nn.init.normal_(tokenizer.quantizer.codebook.weight)
     spec = CacheSpec(
         tokenizer_hash=tokenizer_hash(tokenizer),
-        scales=TOKENIZER.scales,
-        codebook_size=TOKENIZER.codebook_size,
-        codebook_dim=TOKENIZER.codebook_dim,
+        scales=shape.scales,
+        codebook_size=shape.codebook_size,
+        codebook_dim=shape.codebook_dim,
         class_names=("cat", "dog", "owl"),
         num_crops={"train": 1, "val": 1},
         shard_size=64,
@@ -101,7 +112,7 @@ def cache(tmp_path_factory):
     begin_cache(folder, spec)
     for split, count in spec.num_images.items():
         ids = torch.arange(count)
-        tokens = torch.randint(TOKENIZER.codebook_size, (count, spec.num_tokens))
+        tokens = torch.randint(shape.codebook_size, (count, spec.num_tokens))
         TokenShardWriter(folder, split, spec).add(tokens, ids % 3, ids, torch.zeros_like(ids))
     merge_manifest(folder, spec)
     save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)

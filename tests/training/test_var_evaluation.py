@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from varlit.cli import main as command_line
 from varlit.errors import UserError
 from varlit.metrics.measures import Measures
 from varlit.metrics.published import VARS
+from varlit.models.files import load_tokenizer, save_tokenizer, tokenizer_hash
+from varlit.models.vqvae import VQVAE
 from varlit.training.evaluation import Evaluation
 from varlit.training.evaluation_config import EvaluationConfig
-from varlit.training.var_evaluation import published_name, published_of
+from varlit.training.var_evaluation import published_of
 
 CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -130,6 +134,71 @@ def test_two_processes_find_what_one_finds_and_go_on_where_one_was_cut_off(train
                 assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
 
 
+@pytest.fixture
+def classifier(trained) -> list[str]:
+    """Settings of rejection sampling by a network of torchvision's, with a file of weights."""
+    torch.manual_seed(4)
+    network = models.shufflenet_v2_x0_5(num_classes=3)
+    torch.save(network.state_dict(), "judge.pth")
+    given = {"keep": 0.5, "classifier": "torchvision:shufflenet_v2_x0_5"}
+    given |= {"classifier_weights": "judge.pth", "classifier_classes": "2,0,1"}
+    pairs = [(f"--model.evaluation.{name}", str(value)) for name, value in given.items()]
+    return [word for pair in pairs for word in pair]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_choose_what_one_chooses(trained, classifier, capsys):
+    assert command_line.main([*words_of(), *classifier]) == 0
+    said = capsys.readouterr().out
+    assert "var test: toy-re (rejection sampling, keep 0.5)" in said
+    assert "kept 50 of 100 images drawn (50.0%)" in said
+    one = metrics()
+    assert len(one["protocol"]["sampling"]["classifier_weights_sha256"]) == 64
+    assert one["protocol"]["sampling"]["classifier_classes"] == "2,0,1"
+    (whole,) = Path("runs/toy/evaluation").glob("*/rank-0-*.pt")
+    whole.unlink()
+    run_two([*words_of(), *classifier, *DDP])
+    two = metrics()
+    assert two["protocol"]["num_processes"] == 2
+    for part in ("images_drawn", "images_kept", "acceptance_share", "top1_kept"):
+        assert two["protocol"]["rejection_cost"][part] == one["protocol"]["rejection_cost"][part]
+    for name, value in one.items():
+        if name.startswith("quick"):
+            assert two[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifier_of_other_classes_is_refused_before_anything_is_drawn(
+    trained, classifier, capsys
+):
+    words = classifier[:-2]
+    state = torch.load("judge.pth", weights_only=True)
+    state |= {"fc.weight": torch.zeros(7, 1024), "fc.bias": torch.zeros(7)}
+    torch.save(state, "judge.pth")
+    assert command_line.main([*words_of(), *words]) == 2
+    assert "the classifier has 7 classes and the model 3 (cat, dog, owl)" in capsys.readouterr().err
+    assert not Path("runs/toy/evaluation").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_of_another_tokenizer_are_refused_before_anything_is_drawn(
+    trained, cache, tmp_path, capsys
+):
+    # Of the same shape, so that nothing but its hash tells.
+    other = tmp_path / "other"
+    shutil.copytree(cache, other)
+    torch.manual_seed(9)
+    tokenizer = VQVAE(load_tokenizer(cache / "tokenizer").config)
+    save_tokenizer(tokenizer, other / "tokenizer")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["tokenizer_hash"] = tokenizer_hash(tokenizer)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert command_line.main([*words_of(), "--data.tokens", str(other)]) == 2
+    assert "the checkpoint of this run has tokenizer_hash = " in capsys.readouterr().err
+    assert not Path("runs/toy/evaluation").exists()
+
+
 def run_two(words):
     source = Path(__file__).resolve().parents[2] / "src"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
@@ -144,13 +213,6 @@ def run_two(words):
     assert done.returncode == 0, done.stderr
 
 
-def test_only_the_published_shapes_have_a_name():
-    assert published_name(16, 1024, 256, 1000) == "d16"
-    assert published_name(36, 2304, 512, 1000) == "d36-s"
-    for shape in ((16, 512, 256, 1000), (16, 1024, 512, 1000), (16, 1024, 256, 10)):
-        assert published_name(*shape) == ""
-
-
 @pytest.mark.parametrize(
     ("num_images", "features", "is_comparable"),
     [(50_000, "inception", True), (5000, "inception", False), (50_000, "mobilenet_v2", False)],
@@ -162,6 +224,16 @@ def test_published_figures_stand_beside_whole_evaluations_by_inception_alone(
     found = published_of(16, 1024, 256, 1000, Evaluation((leading,), {}))
     expected = {row.kind: row.fid for row in VARS["d16"]} if is_comparable else {}
     assert {kind: figures["fid"] for kind, figures in found.items()} == expected
+
+
+def test_chosen_images_stand_beside_published_rows_of_chosen_images_alone():
+    leading = Measures("inception", 50_000, 3.0, protocol={"features": "inception"})
+    chosen = Evaluation((leading,), {"sampling": {"keep": 0.25}})
+    found = published_of(30, 1920, 256, 1000, chosen)
+    assert {kind: row["fid"] for kind, row in found.items()} == {
+        row.kind: row.fid for row in VARS["d30-re"]
+    }
+    assert published_of(16, 1024, 256, 1000, chosen) == {}
 
 
 def test_a_module_without_a_reference_is_refused(make_var_module, make_trainer, tokens):

@@ -12,16 +12,20 @@ from varlit.callbacks.drawing import Cadence, gathered, publish, undisturbed
 from varlit.callbacks.samples import class_labels
 from varlit.data.draws import PLAIN_VIEW
 from varlit.data.order import BatchIndex
+from varlit.ops.steps import Steps
 from varlit.viz import image_grid
 from varlit.viz.pyramids import plain_name
+
+MOST_PASSES = 1024  # through the transformer for one picture
 
 
 class Completions(Callback):
     """Draw held-out images anew from scale k on: a row an image, a column a number of scales given.
 
     The first column is drawn from the class alone, the last is the tokenizer's reconstruction.
-    What changes from left to right is what each scale decides. Draws at the cadence and at the
-    end, with the averaged weights; without held-out pyramids, not at all.
+    What changes from left to right is what each scale decides; in raster scan, rows of cells take
+    the place of scales. Draws at the cadence and at the end, with the averaged weights; without
+    held-out pyramids, not at all.
     """
 
     def __init__(self, every_n_steps: int = 2000, num_images: int = 4, seed: int = 0) -> None:
@@ -58,22 +62,38 @@ class Completions(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: Any, tokens: Tensor, labels: Tensor) -> None:
         tokens, labels = tokens.to(pl_module.device), labels.to(pl_module.device)
-        scales = pl_module.tokenizer.scales
+        given = given_steps(pl_module.network.steps)
         columns = [
             pl_module.complete(tokens, labels, num_known, seed=self.seed)
-            for num_known in range(scales.num_scales)
+            for num_known in list(given)[:-1]
         ]
         columns.append(pl_module.tokenizer.decode(tokens))
-        images = torch.stack(columns, dim=1)  # B, K + 1, 3, h, w
+        images = torch.stack(columns, dim=1)  # B, columns, 3, h, w
         picture = image_grid(
             images.flatten(0, 1),
             len(columns),
             row_labels=class_labels(trainer, labels.tolist()),
-            column_labels=["class alone", *(f"to {plain_name(name)}" for name in scales.names)],
+            column_labels=list(given.values()),
             title=f"Completions, step {trainer.global_step:,}",
-            caption="Held-out images; coarse scales given, the others drawn. Last: all given.",
+            caption="Held-out images; the first steps given, the others drawn. Last: all given.",
         )
         publish(trainer, "completions", picture)
+
+
+def given_steps(steps: Steps) -> dict[int, str]:
+    """How many steps each column is given, with its label: none, and up to each frame.
+
+    Fewer where an image takes many steps: the columns of a raster scan of 16 x 16 tokens are drawn
+    in 1,024 passes, and not in 4,096.
+    """
+    last = len(steps.frame_steps) - 1
+    stride = max(1, steps.num_steps * (last + 1) // MOST_PASSES)
+    ends = {
+        k + 1: f"to {plain_name(name)}"
+        for i, (k, name) in enumerate(zip(steps.frame_steps, steps.frame_names, strict=True))
+        if (last - i) % stride == 0
+    }
+    return {0: "class alone"} | ends
 
 
 def held_out(trainer: Trainer, num_images: int) -> tuple[Tensor, Tensor] | None:

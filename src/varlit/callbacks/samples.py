@@ -105,10 +105,10 @@ class Samples(Callback):
             firsts = slice(0, NUM_GROWING * self.columns, self.columns)
             picture = growing_strip(
                 [frame[firsts] for frame in drawn.frames],
-                pl_module.tokenizer.scales.names,
+                pl_module.network.steps.frame_names,
                 row_labels=names[:NUM_GROWING],
                 title=f"Samples grow, {at}",
-                caption="Decoded after each scale that was drawn.",
+                caption="Decoded after each scale that was drawn; in raster scan, after each row.",
             )
             publish(trainer, "growing", picture)
         if self.sweep:

@@ -102,8 +102,11 @@ def save_official(network: VQVAE | VAR, path: Path, surplus: Weights | None = No
         How many tensors were written.
 
     Raises:
-        UserError: If the file cannot be written, or the surplus is not of this network.
+        UserError: If the file cannot be written, the surplus is not of this network, or its order
+            is not the official one.
     """
+    if isinstance(network, VAR) and network.config.order == "raster":
+        raise UserError("official VAR has no var.order raster; convert a VAR of next_scale")
     state = official_state(network, surplus)
     write_pickle(state, path)
     return len(state)

@@ -29,7 +29,7 @@ from varlit.ops.costs import (
     key_value_bytes,
     transformer_costs,
 )
-from varlit.ops.scales import Scales
+from varlit.ops.steps import Steps
 
 GIB = 2**30
 BYTES_OF_AN_AVERAGE = 4
@@ -95,9 +95,9 @@ def var_card(settings: Mapping[str, Any]) -> str:
         network = VAR(config, tokenizer, num_classes)
     parameters = count(network)
     memory = var_memory(network, settings, _ema(model))
-    width, scales = config.resolved_width, network.scales
+    width, steps = config.resolved_width, network.steps
     shape = TransformerShape(
-        config.depth, width, round(config.mlp_ratio * width), tokenizer.codebook_size, scales
+        config.depth, width, round(config.mlp_ratio * width), tokenizer.codebook_size, steps
     )
     costs = transformer_costs(shape)
     training = memory.training_passes * costs.forward
@@ -106,8 +106,8 @@ def var_card(settings: Mapping[str, Any]) -> str:
         "parameters": f"{_millions(parameters)} (depth {config.depth} -> width {width}, "
         f"{config.resolved_heads} heads, drop path {config.resolved_drop_path:.3g})"
         f"{trained if memory.trained_share < 1 else ''}",
-        "tokens": _tokens(tokenizer),
-        "cache": cache.remark + _cache_size(scales, num_images),
+        "tokens": f"{_tokens(tokenizer)}, drawn in {steps.num_steps} steps",
+        "cache": cache.remark + _cache_size(steps, num_images),
         "compute": f"{_flops(costs.forward)} forward, {_flops(training)} to train on an "
         f"image; {_flops(costs.sampling())} to draw one with guidance, decoder aside",
         "sampling": f"{_bytes(2 * key_value_bytes(shape))} of keys and values in bf16 for an image "
@@ -180,8 +180,8 @@ def _ema(model: Mapping[str, Any]) -> bool:
     return bool((model.get("optim") or {}).get("ema_decay", default.ema_decay))
 
 
-def _cache_size(scales: Scales, num_images: int | None) -> str:
-    return f"; {_bytes(cache_bytes(scales, num_images))} a crop" if num_images else ""
+def _cache_size(steps: Steps, num_images: int | None) -> str:
+    return f"; {_bytes(cache_bytes(steps, num_images))} a crop" if num_images else ""
 
 
 def _hours(
@@ -250,7 +250,8 @@ def _steps(
 def _tokens(config: TokenizerConfig) -> str:
     num_tokens = sum(side * side for side in config.scales)
     return (
-        f"{num_tokens} an image of {config.image_size} px, {len(config.scales)} scales "
+        f"{num_tokens} an image of {config.image_size} px, {len(config.scales)} "
+        f"scale{'s' if len(config.scales) > 1 else ''} "
         f"{' '.join(map(str, config.scales))}"
     )
 

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varlit.cli.arguments import PRECISIONS, VerbParser, pick_device, takes_bf16
+from varlit.cli.rejection import add_flags
 from varlit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from varlit.generation.rejection import Rejection
     from varlit.metrics.networks import FeatureNetwork
     from varlit.metrics.references import Reference
     from varlit.models.files import LoadedVAR
-    from varlit.training.evaluation import Evaluation, Subject
+    from varlit.training.evaluation import Evaluation
     from varlit.training.evaluation_config import EvaluationConfig
 
 METRICS = "metrics.json"
@@ -64,6 +66,7 @@ def add_arguments(parser: VerbParser) -> None:
     add("--root", default="runs", help="where runs live")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--precision", choices=PRECISIONS, default="auto", help="auto = bf16 on GPUs that have it")
+    add_flags(parser)
 
 
 def main(argv: list[str]) -> int:
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> int:
     """
     args = build_parser().parse_args(argv)
     from varlit.checkpoints.store import find_model
-    from varlit.cli.report import print_protocol, print_table, write_metrics
+    from varlit.cli.report import print_protocol, print_table, told_choice, write_metrics
 
     config = config_of(args)
     folder = find_model(args.run, args.root)
@@ -82,7 +85,8 @@ def main(argv: list[str]) -> int:
     bench = open_bench(args, config, folder)
     found = bench.evaluate(config, out.parent)
     published = bench.published(found)
-    print_table(f"{args.run}: {config.count:,} images", found.to_dict(), published)
+    title = f"{args.run}{told_choice(config.keep)}: {config.count:,} images"
+    print_table(title, found.to_dict(), published)
     print_protocol(found.protocol)
     write_metrics(out, found.to_dict(), folder, found.protocol)
     return 0
@@ -98,7 +102,7 @@ def config_of(args: argparse.Namespace, **point: Any) -> "EvaluationConfig":
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, a feature network and references, all at hand."""
+    """A model, a feature network, references and what chooses, all at hand."""
 
     loaded: "LoadedVAR"
     device: "torch.device"
@@ -106,6 +110,7 @@ class Bench:
     weights: dict[str, str]
     network: "FeatureNetwork"
     references: "tuple[Reference, ...]"
+    rejection: "Rejection | None"
 
     def evaluate(self, config: "EvaluationConfig", folder: Path) -> "Evaluation":
         """Draw and measure.
@@ -119,9 +124,18 @@ class Bench:
         """
         import torch
 
+        from varlit.generation.sampler import Sampler
         from varlit.training.evaluation import FOLDER, evaluate
+        from varlit.training.var_evaluation import subject_of
 
-        subject = self._subject(config)
+        subject = subject_of(
+            Sampler(self.loaded.var, self.loaded.tokenizer),
+            config,
+            "bf16-mixed" if self.is_bf16 else "32-true",
+            lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16),
+            self.rejection,
+            self.weights,
+        )
         try:
             return evaluate(subject, config, self.network, self.references, folder / FOLDER)
         except torch.OutOfMemoryError as error:
@@ -136,29 +150,9 @@ class Bench:
 
         config, px = self.loaded.var.config, self.loaded.tokenizer.config.image_size
         classes = self.loaded.var.num_classes
+        if config.order == "raster":
+            return {}
         return published_of(config.depth, config.resolved_width, px, classes, found)
-
-    def _subject(self, config: "EvaluationConfig") -> "Subject":
-        import torch
-
-        from varlit.generation.sampler import ImageSeeds, Sampler
-        from varlit.training.evaluation import Subject
-
-        var, tokenizer = self.loaded.var, self.loaded.tokenizer
-        sampler, settings = Sampler(var, tokenizer), config.sampling()
-
-        def draw(labels: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16):
-                return sampler.draw(labels, settings, ImageSeeds(seeds)).images
-
-        return Subject(
-            draw=draw,
-            num_classes=var.num_classes,
-            image_px=tokenizer.config.image_size,
-            weights=self.weights,
-            precision="bf16-mixed" if self.is_bf16 else "32-true",
-            device=self.device,
-        )
 
 
 def open_bench(args: argparse.Namespace, config: "EvaluationConfig", folder: Path) -> Bench:
@@ -171,22 +165,38 @@ def open_bench(args: argparse.Namespace, config: "EvaluationConfig", folder: Pat
 
     from varlit.generation.requests import check_fits
     from varlit.models.files import load_var
+    from varlit.training import var_evaluation
     from varlit.training.evaluation_references import open_references
-    from varlit.training.var_evaluation import open_network, weight_hashes
 
     loaded = load_var(folder)
     device = torch.device(pick_device(args.device))
-    loaded.tokenizer  # noqa: B018 - a VAR without one is refused before a network is looked for
+    check_fits(loaded.tokenizer, loaded.var)
+    weights = var_evaluation.weight_hashes(loaded.var, loaded.tokenizer)
     cache = _cache_of(folder)
-    network = open_network(config, cache, "--reference")
+    network = var_evaluation.open_network(config, cache, "--reference")
+    names, num_classes = loaded.class_names, loaded.var.num_classes
+    rejection = var_evaluation.open_rejection(config, num_classes, names)
+    var_evaluation.tell_free_classes(rejection, names, num_classes)
+    _tell_other_gpus(device, args.run)
     px = loaded.tokenizer.config.image_size
     references = open_references(config, network, px, device, cache)
-    weights = weight_hashes(loaded.var, loaded.tokenizer)
     loaded.var.to(device)
     loaded.tokenizer.to(device)
-    check_fits(loaded.tokenizer, loaded.var)
     is_bf16 = takes_bf16(args.precision, str(device))
-    return Bench(loaded, device, is_bf16, weights, network, references)
+    return Bench(loaded, device, is_bf16, weights, network, references, rejection)
+
+
+def _tell_other_gpus(device: "torch.device", run: str) -> None:
+    """Say that this verb leaves GPUs idle, and which one does not."""
+    import torch
+
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if count > 1:
+        print(
+            f"varlit: draws on one of {count} GPUs; for a run that was trained here all of them "
+            f"draw the same images by: make eval-fid NAME={run} GPUS={count}",
+            flush=True,
+        )
 
 
 def checked_out(path: Path) -> Path:

@@ -17,6 +17,8 @@ VERBS = {
     "tokenizer": "varlit.cli.tokenizer",
     "var": "varlit.cli.var",
     "sample": "varlit.cli.sample",
+    "demo": "varlit.cli.demo",
+    "edit": "varlit.cli.edit",
     "reconstruct": "varlit.cli.reconstruct",
     "convert": "varlit.cli.convert",
     "data": "varlit.cli.data",
@@ -42,6 +44,8 @@ Stages
 Verbs
   varlit quickstart           both stages on real digits, minutes on a laptop: a picture, a report
   varlit sample RUN           draw images by class
+  varlit demo RUN             a local web page: draw, watch it grow, paint over a part
+  varlit edit RUN PHOTO       draw a part of a photo anew, or what lies beyond its edge
   varlit reconstruct RUN IMG  an image beside its reconstruction, growing over the scales
   varlit evaluate RUN         FID, sFID, IS, KID, precision, recall of any VAR
   varlit compare RUN...       figures of runs beside those of the paper; docs/results.md

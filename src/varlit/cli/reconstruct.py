@@ -1,13 +1,9 @@
 """`varlit reconstruct RUN IMAGE...`: images beside their reconstructions, and growing."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from varlit.cli.arguments import VerbParser, check_writable, pick_device
-from varlit.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from varlit.cli.photos import read_square
 
 
 def build_parser() -> VerbParser:
@@ -42,7 +38,7 @@ def main(argv: list[str]) -> int:
     tokenizer = loaded.tokenizer if isinstance(loaded, PretrainedVAR) else loaded
     tokenizer = tokenizer.to(pick_device(args.device))
     size = tokenizer.config.image_size
-    images = torch.stack([_load(path, size) for path in args.images])
+    images = torch.stack([read_square(path, size) for path in args.images])
     images = images.to(tokenizer.last_layer.device)
     tokens = tokenizer.encode(images)
     num_scales = tokenizer.scales.num_scales
@@ -58,23 +54,3 @@ def main(argv: list[str]) -> int:
         print(f"{path.name}: PSNR {db:.2f} dB, SSIM {s:.3f}, {tokens.shape[1]} tokens")
     print(f"picture: {args.out}")
     return 0
-
-
-def _load(path: Path, image_size_px: int) -> "Tensor":
-    """The centre of an image file as (3, H, W) in [-1, 1]; a smaller image is enlarged.
-
-    Raises:
-        UserError: If it is no image that can be read.
-    """
-    import torch
-
-    from varlit.data.crops import SquareCrop
-    from varlit.data.decoding import BrokenImageError, read_rgb
-    from varlit.data.draws import PLAIN_VIEW
-
-    crop = SquareCrop(image_size_px, resize_ratio=1.0, horizontal_flip=False, seed=0)
-    try:
-        pixels = crop(read_rgb(path), sample_id=0, view=PLAIN_VIEW)
-    except BrokenImageError as error:
-        raise UserError(f"{path} does not open as an image ({error})") from None
-    return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1

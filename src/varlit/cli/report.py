@@ -9,6 +9,7 @@ from typing import Any
 
 from varlit.cli.devices import Placement
 from varlit.cli.recipes import displayed
+from varlit.cli.rejection import told
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def print_protocol(protocol: Mapping[str, Any]) -> None:
     }
     for name, text in lines.items():
         print(f"  {name:<9}  {text}")
+    _print_choice(drawn, protocol)
     for reference in protocol["references"]:
         count = reference["reference_images"]
         told = f"{count:,} images" if count else "images not counted"
@@ -82,6 +84,24 @@ def print_protocol(protocol: Mapping[str, Any]) -> None:
         print("  a quick look: fewer images than published figures are of; compare with nothing")
     for remark in protocol["remarks"]:
         print(f"  beware: {remark}")
+
+
+def told_choice(keep: float) -> str:
+    """What follows a name in a title where images were chosen; the paper calls these rows -re."""
+    return f"-re (rejection sampling, keep {keep:g})" if keep < 1.0 else ""
+
+
+def _print_choice(drawn: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
+    """By what images were chosen, and what it took."""
+    if "classifier" not in drawn:
+        return
+    sha = drawn["classifier_weights_sha256"][:8]
+    print(
+        f"  rejection  keep {drawn['keep']:g} by {drawn['classifier']} {sha}, in groups of "
+        f"{drawn['keep_group_size']}; its outputs: {drawn['classifier_classes']}"
+    )
+    for line in told(protocol["rejection_cost"]).splitlines():
+        print(f"  {'':<9}  {line}")
 
 
 def _cell(value: float | None) -> str:

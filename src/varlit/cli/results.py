@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class Result:
     """The figures of one run."""
 
     name: str
-    model: str  # the published model of this shape, with `-re` if images were chosen; or empty
+    model: str  # the model of this shape, with `-re` if images were chosen; or empty
     figures: Mapping[str, float]
     protocol: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
@@ -34,6 +34,12 @@ class Result:
         if self.protocol.get("is_quick") or self.num_images < PUBLISHED_NUM_IMAGES:
             return f"quick: {self.num_images:,} images"
         return "" if "fid" in self.figures else "no FID"
+
+    @property
+    def keep(self) -> float:
+        """Share of the images drawn that was kept; 1 = no rejection sampling."""
+        keep = self.protocol.get("sampling", {}).get("keep", 1.0)
+        return float(keep) if isinstance(keep, int | float) else 1.0
 
     @property
     def num_images(self) -> int:
@@ -77,14 +83,14 @@ def read_result(name: str, root: Path) -> Result:
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     model, steps = _model_of(path.parent)
-    is_chosen = protocol.get("sampling", {}).get("keep", 1.0) < 1.0
-    return Result(
+    found = Result(
         name=path.parent.name if path.name == METRICS_FILE else path.stem,
-        model=f"{model}-re" if model and is_chosen else model,
+        model=model,
         figures=figures,
         protocol=protocol,
         steps=steps,
     )
+    return replace(found, model=f"{model}-re") if model and found.keep < 1.0 else found
 
 
 def _file_of(name: str, root: Path) -> Path:
@@ -105,6 +111,7 @@ def _model_of(folder: Path) -> tuple[str, int | None]:
         scales, stride = tokenizer["scales"], 2 ** (len(tokenizer["channel_multipliers"]) - 1)
         width = var["width"] or 64 * var["depth"]
         name = model_name(var["depth"], width, scales[-1] * stride, config["num_classes"])
-        return name, len(scales)
+        # The raster baseline has the shape of a published VAR, and is none.
+        return "" if var.get("order") == "raster" else name, len(scales)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return "", None

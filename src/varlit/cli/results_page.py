@@ -31,7 +31,8 @@ Inception's features; [evaluation.md](evaluation.md) has the protocol.
 
 _SECOND_HAND = """\
 The paper's figures were read in copies of its tables in later publications, which agree; before you
-quote one, look into the paper.
+quote one, look into the paper. Paper and README differ because the paper has two versions: the
+README's 1.80 of d30-re is in the abstract of the first, the second, quoted here, says 1.73.
 """
 
 
@@ -43,9 +44,9 @@ def page(results: Sequence[Result]) -> str:
     parts += ["## FID by source\n", _markdown(("model", *KINDS), _by_source(results))]
     parts += ["## 256 px\n", _markdown(HEADS, [*_rivals(RIVALS), *_vars(small, results)])]
     parts += [
-        "`-re`: [rejection sampling](python.md#choose). Time is per image and relative: to the\n"
-        "paper's VAR-d30 in quoted rows, to our own d30 on the same machine in ours. Validation\n"
-        "images are real ones, measured as if they were drawn.\n"
+        "`-re`: [rejection sampling](evaluation.md#rejection-sampling). Time is per image and\n"
+        "relative: to the paper's VAR-d30 in quoted rows, to our own d30 on the same machine in\n"
+        "ours. Validation images are real ones, measured as if they were drawn.\n"
     ]
     parts += ["## 512 px\n", _markdown(HEADS, [*_rivals(RIVALS_512), *_vars(large, results)])]
     if others := _others(results):
@@ -137,11 +138,19 @@ def _others(results: Sequence[Result]) -> list[tuple[str, str, str]]:
     """Runs whose figures compare with nothing above, under the names that they carry."""
     rows = []
     for result in results:
-        why = result.why_not or ("" if result.model else "no published model of this shape")
+        why = result.why_not or _unpublished(result)
+        if why and result.keep < 1.0:
+            why += f"; rejection sampling, keep {result.keep:g}"
         if why:
             told = ", ".join(f"{_plain(k)} {v:.4g}" for k, v in sorted(result.figures.items()))
             rows.append((result.name, why, told or NOT_GIVEN))
     return rows
+
+
+def _unpublished(result: Result) -> str:
+    if result.model in VARS:
+        return ""
+    return f"no published {result.model or 'model of this shape'}"
 
 
 def _plain(key: str) -> str:

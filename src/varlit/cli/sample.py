@@ -1,30 +1,22 @@
 """`varlit sample RUN`: draw images by class, and how they grow over the scales."""
 
+import shlex
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from varlit.cli.arguments import (
-    PRECISIONS,
-    Count,
-    VerbParser,
-    check_writable,
-    pick_device,
-    takes_bf16,
-)
+from varlit.cli.arguments import PRECISIONS, VerbParser, check_writable, pick_device
 from varlit.cli.rejection import add_flags, open_rejection, told
+from varlit.cli.sample_drawing import draw_in_batches
+from varlit.cli.sample_pictures import write_pictures
+from varlit.cli.sample_start import add_start_flags, check_start, open_start
 from varlit.cli.verbs import typed
 from varlit.errors import UserError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from varlit.generation.rejection import Rejection
-    from varlit.generation.sampler import Drawn, Sampler, SamplingSettings
-
 MAX_CLASSES_BY_DEFAULT = 10
+NO_CLASS = "none"
+DEFAULT_ROOT = "runs"
 
 
 def build_parser() -> VerbParser:
@@ -32,119 +24,103 @@ def build_parser() -> VerbParser:
     parser = VerbParser("sample", "Draw images of chosen classes with a trained VAR.")
     add = parser.add_argument
     add("run", help="name of a VAR run, or its folder")
-    add("--classes", default="", help="numbers or names, such as 207,360; empty = the first ten")
+    add(
+        "--classes",
+        default="",
+        help="numbers or names, such as 207,360; none = no class; empty = the first ten, or with "
+        "--from none",
+    )
     add("--per_class", type=int, default=8, help="images of each class, a row")
     add("--cfg_scale", type=float, default=1.5, help="guidance; 0 = none")
     add("--guidance", default="var", help="var = official ramp over the scales, constant = usual")
     add("--top_k", type=int, default=900, help="draw among the k likeliest codes; 0 = all")
     add("--top_p", type=float, default=0.96, help="draw within this probability; 0 = all")
+    add(
+        "--draw",
+        choices=("exact", "sorted"),
+        default="exact",
+        help="sorted = draw among the sorted top-k: faster, as likely, other pictures",
+    )
     add("--seed", type=int, default=0, help="image i of a class is drawn from seed + i")
     add("--out", type=Path, default=Path("samples.png"), help="the picture")
     add("--more_smooth", action="store_true", help="blend codes: smoother looks, worse FID")
     add("--growing", action="store_true", help="also draw OUT-growing.png, scale by scale")
-    add("--root", default="runs", help="where runs live")
+    add("--gif", action="store_true", help="also draw OUT-growing.gif, the images as they grow")
+    add_start_flags(parser)
+    add("--root", default=DEFAULT_ROOT, help="where runs live")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--batch_size", type=int, default=64, help="images drawn at a time; fewer need less memory")
     add("--precision", choices=PRECISIONS, default="auto", help="auto = bf16 on GPUs that have it")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--fast",
+        action="store_true",
+        help="compile too, minutes before the first picture; by default GPUs record CUDA graphs, "
+        "and compile for 10,000 images and more",
+    )
+    speed.add_argument("--no_fast", action="store_true", help="neither: one kernel at a time")
     add_flags(parser)
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Draw and write the picture.
+    """Draw and write the pictures.
 
     Args:
         argv: What follows `varlit sample`.
     """
     args = build_parser().parse_args(argv)
-    for flag in ("per_class", "batch_size"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} must be at least 1; got {getattr(args, flag)}")
-    check_writable(args.out)
+    check_flags(args)
     import torch
 
     from varlit.checkpoints.store import find_model
+    from varlit.generation.compiled import open_sampler
     from varlit.generation.requests import as_seeds
-    from varlit.generation.sampler import Sampler, SamplingSettings
+    from varlit.generation.sampler import SamplingSettings
     from varlit.models.files import load_var
-    from varlit.viz.grids import image_grid, save_png
-    from varlit.viz.pyramids import growing_strip
 
     settings = SamplingSettings(
-        args.cfg_scale, args.top_k, args.top_p, args.guidance, args.more_smooth
+        args.cfg_scale, args.top_k, args.top_p, args.guidance, args.more_smooth, draw=args.draw
     )
     device = pick_device(args.device)
     loaded = load_var(find_model(args.run, args.root))
-    classes = parse_classes(args.classes, loaded.var.num_classes, loaded.class_names)
+    wanted = args.classes or (NO_CLASS if args.start else "")
+    classes = parse_classes(wanted, loaded.var.num_classes, loaded.class_names)
+    fast = False if args.no_fast else args.fast or None
+    count = len(classes) * args.per_class
+    sampler = open_sampler(
+        loaded.var.to(device), loaded.tokenizer.to(device), fast, num_images=count
+    )
+    start = open_start(args, sampler)
     rejection = open_rejection(args, loaded.var, loaded.class_names, classes, args.per_class)
-    sampler = Sampler(loaded.var.to(device), loaded.tokenizer.to(device))
     labels = torch.tensor(classes).repeat_interleave(args.per_class)
-    seeds = as_seeds(args.seed, None, args.per_class) or []
-    parts = draw_in_batches(sampler, labels, seeds * len(classes), settings, args, rejection)
-    names = [class_name(c, loaded.class_names) for c in classes]
-    images = torch.cat([part.images for part in parts])
-    save_png(image_grid(images, args.per_class, row_labels=names), args.out)
-    print(f"{len(images)} images of {len(classes)} classes: {args.out}")
+    seeds = (as_seeds(args.seed, None, args.per_class) or []) * len(classes)
+    drawn = draw_in_batches(sampler, labels, seeds, settings, args, rejection, start)
+    names = [class_name(c, loaded.class_names, loaded.var.num_classes) for c in classes]
+    write_pictures(drawn, names, loaded.var.steps.frame_names, args, start)
     if rejection is not None:
-        print(told(rejection.cost))
-    if args.growing:
-        firsts = slice(None, None, args.per_class)
-        frames = [torch.cat(f)[firsts] for f in zip(*(p.frames for p in parts), strict=True)]
-        path = args.out.with_name(f"{args.out.stem}-growing.png")
-        save_png(growing_strip(frames, loaded.var.scales.names, row_labels=names), path)
-        print(f"growing over the scales: {path}")
+        print(told(rejection.cost.to_dict()))
     print(repeat_line(args))
     return 0
 
 
-def draw_in_batches(
-    sampler: "Sampler",
-    labels: "Tensor",
-    seeds: Sequence[int],
-    settings: "SamplingSettings",
-    args: Namespace,
-    rejection: "Rejection | None" = None,
-) -> "list[Drawn]":
-    """Draw an image for each of `labels` (N,) and `seeds`, or choose it among several.
+def check_flags(args: Namespace) -> None:
+    """Refuse what needs no model to be seen.
 
     Raises:
-        UserError: If a batch does not fit into the memory of the GPU.
+        UserError: If a number or a combination is impossible, or the picture cannot be written.
     """
-    import torch
-
-    from varlit.generation.rejection import keep_all
-    from varlit.generation.requests import draw_batches
-    from varlit.generation.sampler import ImageSeeds
-
-    device, size = sampler.var.device.type, args.batch_size
-    is_bf16 = takes_bf16(args.precision, device)
-    parts: list[Drawn] = []
-    wanted = labels.tolist()
-    count = Count("drawn", rejection.num_candidates(wanted) if rejection else len(wanted))
-
-    def draw(batch: "Tensor", batch_seeds: list[int]) -> "Drawn":
-        made = sampler.draw(batch, settings, ImageSeeds(batch_seeds), with_frames=args.growing)
-        count.reach(count.done + len(batch))
-        return made
-
-    try:
-        with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
-            if rejection is not None:
-                return [keep_all(rejection.keep(draw, wanted, seeds, size)).drawn]
-            for part in draw_batches(
-                sampler, labels, settings, seeds, size, with_frames=args.growing
-            ):
-                parts.append(part)
-                count.reach(min(len(parts) * size, len(labels)))
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of GPU memory at --batch_size {size}; try --batch_size {max(1, size // 2)}"
-        ) from error
-    return parts
+    for flag in ("per_class", "batch_size"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} must be at least 1; got {getattr(args, flag)}")
+    check_start(args)
+    check_writable(args.out)
 
 
 def parse_classes(text: str, num_classes: int, names: Sequence[str]) -> list[int]:
     """Turn `207,360` or `daisy,rose` into labels; case matters only where names differ in it alone.
+
+    `none` is the unconditional class, unless a class has that name.
 
     Raises:
         UserError: If one is unknown; the range or the names are given.
@@ -158,6 +134,9 @@ def parse_classes(text: str, num_classes: int, names: Sequence[str]) -> list[int
     for word in (part.strip() for part in text.split(",")):
         number = int(word) if word.isdecimal() else -1
         label = exact.get(word, loose.get(word.casefold(), number))
+        if label == -1 and word == NO_CLASS:
+            labels.append(num_classes)
+            continue
         if not 0 <= label < num_classes:
             known = f" or names such as {', '.join(names[:5])}" if names else ""
             raise UserError(f"--classes: got `{word}`, expected 0..{num_classes - 1}{known}")
@@ -165,12 +144,21 @@ def parse_classes(text: str, num_classes: int, names: Sequence[str]) -> list[int
     return labels
 
 
-def class_name(label: int, names: Sequence[str]) -> str:
+def class_name(label: int, names: Sequence[str], num_classes: int) -> str:
     """The name of a class where it is known, else its number."""
+    if label == num_classes:
+        return "no class"
     return names[label] if label < len(names) else str(label)
 
 
 def repeat_line(args: Namespace) -> str:
     """The command that draws the next picture of the same kind."""
-    seed = args.seed + args.per_class
-    return "next: " + typed(f"varlit sample {args.run} --seed {seed} --cfg_scale 3")
+    words = ["varlit", "sample", args.run, "--seed", str(args.seed + args.per_class)]
+    words += ["--cfg_scale", "3"]
+    for flag, value in (("--classes", args.classes), ("--from", args.start)):
+        words += [flag, str(value)] if value else []
+    if args.start:
+        words += ["--keep_scales", str(args.keep_scales)]
+    if args.root != DEFAULT_ROOT:
+        words += ["--root", args.root]
+    return "next: " + typed(shlex.join(words))

@@ -251,7 +251,9 @@ class StageCLI(LightningCLI):
         if self.trainer.is_global_zero:
             protocol = getattr(self.model, "test_protocol", {})
             published = getattr(self.model, "published", {})
-            report.print_table(f"{self.stage.name} test: {self.settings.name}", measures, published)
+            choice = report.told_choice(protocol.get("sampling", {}).get("keep", 1.0))
+            title = f"{self.stage.name} test: {self.settings.name}{choice}"
+            report.print_table(title, measures, published)
             report.print_protocol(protocol)
             path = self.run_dir / "metrics.json"
             report.write_metrics(path, measures, self.checkpoint_path, protocol)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from varlit.cli.arguments import VerbParser
 from varlit.cli.evaluate import add_arguments, checked_out, config_of, open_bench
+from varlit.cli.rejection import told
+from varlit.cli.report import told_choice
 
 if TYPE_CHECKING:
     from varlit.metrics.measures import Measures
@@ -98,18 +100,22 @@ def _print_table(run: str, points: Sequence[Point], found: Sequence["Evaluation"
     leading = [one.measures[0] for one in found]
     columns = [name for name in COLUMNS if getattr(leading[0], name) is not None]
     network, quick = leading[0].network, "a quick look, " if leading[0].is_quick else ""
+    choice = told_choice(found[0].protocol["sampling"].get("keep", 1.0))
     titles = [_short(leading[0], name) for name in columns]
     widths = [max(9, len(title)) for title in titles]
     heads = "".join(f"  {t:>{w}}" for t, w in zip(titles, widths, strict=True))
     reference = leading[0].protocol["reference"]
     count = leading[0].num_images
-    print(f"{run}: {quick}{count:,} images a point, seen by {network}, against {reference}")
+    print(f"{run}{choice}: {quick}{count:,} images a point, seen by {network}, against {reference}")
     print(f"  {'guidance':>8}  {'top-k':>5}  {'top-p':>5}{heads}")
     for point, measures in zip(points, leading, strict=True):
         cells = "".join(
             f"  {getattr(measures, c):>{w}.5g}" for c, w in zip(columns, widths, strict=True)
         )
         print(f"  {point['cfg_scale']:>8g}  {point['top_k']:>5}  {point['top_p']:>5g}{cells}")
+    for point, one in zip(points, found, strict=True):
+        if "rejection_cost" in one.protocol:
+            print(f"  {_told(point)}: {told(one.protocol['rejection_cost'])}")
     for remark in found[0].remarks:
         print(f"  beware: {remark}")
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from varlit.models.attention import AttentionPlan, plan_attention
 from varlit.models.blocks import Block
 from varlit.models.config import VARConfig
-from varlit.ops.scales import Scales
+from varlit.ops.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ def _storage_bytes(tensors: Iterable[Tensor]) -> float:
     return float(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
 
 
-def block_bytes(config: VARConfig, scales: Scales, is_half: bool) -> float:
+def block_bytes(config: VARConfig, steps: Steps, is_half: bool) -> float:
     """What autograd keeps of one block for one image more, attended to in segments.
 
     Traced with fake tensors of a real device: on the meta device attention would keep all its
     probabilities, which no kernel in use does, and autocast would change no type.
     """
-    length, width = scales.num_tokens, config.resolved_width
-    plan = plan_attention(scales, "segmented")
+    length, width = steps.num_tokens, config.resolved_width
+    plan = plan_attention(steps, "segmented")
     sizes = []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         block = Block(config, drop_path=0.0)

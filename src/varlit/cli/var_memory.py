@@ -21,6 +21,8 @@ class VARMemory:
 
     states: float
     per_image: float
+    saved: float
+    """A checkpoint: weights, average and the optimizer's moments."""
     words: str
     """What the states are made of."""
     trained_share: float
@@ -54,8 +56,8 @@ def var_memory(network: VAR, settings: Mapping[str, Any], averaged: bool) -> VAR
     bytes_each = FP32 + FP32 * averaged + BF16 * is_half
     words = "weights, gradients, " + "Muon and " * with_muon + "AdamW"
     words += ", average" * averaged + ", bf16 copies" * is_half
-    length, width = network.scales.num_tokens, network.config.resolved_width
-    block, depth = block_bytes(network.config, network.scales, is_half), network.config.depth
+    length, width = network.steps.num_tokens, network.config.resolved_width
+    block, depth = block_bytes(network.config, network.steps, is_half), network.config.depth
     is_recomputed = _is_recomputed(model.get("speed") or {})
     # The residual stream is fp32 in any case.
     kept = depth * length * width * FP32 + block if is_recomputed else depth * block
@@ -64,6 +66,7 @@ def var_memory(network: VAR, settings: Mapping[str, Any], averaged: bool) -> VAR
     return VARMemory(
         states=num_weights * bytes_each + trained * BYTES_OF_LEARNING - spared,
         per_image=kept + logits,
+        saved=num_weights * (FP32 + FP32 * averaged) + trained * 2 * FP32 - spared,
         words=words,
         trained_share=trained / num_weights,
         is_recomputed=is_recomputed,

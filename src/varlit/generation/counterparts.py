@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from varlit.errors import UserError
 
 Targets = tuple[int | None, ...]
+NONE, IN_ORDER = "-", "class i is output i"
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUM_NAMED = 5
 
@@ -47,13 +48,37 @@ def counterparts(
         f"the classifier has {num_outputs} classes and the model {num_classes}"
         + (f" ({_some(class_names)})" if class_names else " without names")
         + ", and none has the same name: take a classifier of these classes, or list an output for "
-        "each class of the model (--classifier_classes 985,-,... with - for none)"
+        "each class of the model (classifier_classes 985,-,... with - for none)"
     )
 
 
 def unmatched(targets: Targets, classes: Sequence[int]) -> list[int]:
     """Those of `classes` that the classifier has no output for; unconditional is one of them."""
     return [c for c in classes if c >= len(targets) or targets[c] is None]
+
+
+def parse_outputs(text: str) -> list[int | None] | None:
+    """Turn `985,-,3` into outputs; None where nothing was given.
+
+    Raises:
+        UserError: If a part is neither a number nor `-`.
+    """
+    if not text:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if part != NONE and not part.isdecimal()]:
+        raise UserError(
+            f"classifier_classes: got `{wrong[0]}`, expected numbers of outputs, or {NONE} for a "
+            "class that the classifier does not know"
+        )
+    return [None if part == NONE else int(part) for part in parts]
+
+
+def told_outputs(targets: Targets) -> str:
+    """The way back: what `parse_outputs` takes, or that it is the plain order."""
+    if targets == tuple(range(len(targets))):
+        return IN_ORDER
+    return ",".join(NONE if output is None else str(output) for output in targets)
 
 
 def _checked(given: Sequence[int | None], num_classes: int, num_outputs: int) -> Targets:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
-from varlit.generation.counterparts import Targets, unmatched
+from varlit.generation.counterparts import Targets, told_outputs, unmatched
 from varlit.generation.rejection_rule import PAPER_PER_CLASS, RejectionCost, RejectionSettings
 from varlit.generation.sampler import Drawn
 
@@ -142,7 +142,11 @@ class Rejection:
 
     def protocol(self) -> dict[str, Any]:
         """How images are chosen, as plain data; it belongs beside the sampler's settings."""
-        told = {"keep": self.settings.share, "keep_group_size": self.settings.group_size}
+        told = {
+            "keep": self.settings.share,
+            "keep_group_size": self.settings.group_size,
+            "classifier_classes": told_outputs(self.targets),
+        }
         about = getattr(self.classify, "protocol", None)
         return told | (about() if about else {"classifier": type(self.classify).__name__})
 

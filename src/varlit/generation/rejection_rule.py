@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from varlit.errors import UserError
@@ -40,7 +40,7 @@ class RejectionSettings:
 
 @dataclass
 class RejectionCost:
-    """What it took on this process, so far."""
+    """What it took, so far; those of several processes add up, seconds included."""
 
     num_drawn: int = 0
     num_kept: int = 0
@@ -60,6 +60,16 @@ class RejectionCost:
         """Count judged images that were kept."""
         self.num_kept += len(are_known)
         self.num_known_kept += sum(are_known)
+
+    def counts(self) -> dict[str, float]:
+        """All that is counted, by name: what `add_counts` takes."""
+        return asdict(self)
+
+    def add_counts(self, counts: Mapping[str, float]) -> None:
+        """Add what another process, or an earlier one, has counted."""
+        for name, value in counts.items():
+            own = getattr(self, name)
+            setattr(self, name, own + type(own)(value))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a protocol; shares are of the images that the classifier could judge."""

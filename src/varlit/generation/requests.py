@@ -5,15 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
 from varlit.errors import UserError
+from varlit.generation.arguments import (
+    Labels,
+    Seeds,
+    as_classes,
+    as_seeds,
+    check_fits,
+    check_generator,
+)
 from varlit.generation.counterparts import counterparts, unmatched
 from varlit.generation.editing import KnownTokens
+from varlit.generation.memory import fitting_batch, told_batch
 from varlit.generation.rejection import (
     Classify,
     Rejection,
@@ -25,8 +32,19 @@ from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettin
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 
-Labels = Tensor | int | Sequence[int | None] | None
-Seeds = int | Sequence[int] | None
+__all__ = [
+    "Choice",
+    "Labels",
+    "Request",
+    "Seeds",
+    "as_classes",
+    "as_seeds",
+    "check_fits",
+    "check_generator",
+    "draw_batches",
+    "draw_chosen",
+    "draw_request",
+]
 
 
 @dataclass(frozen=True)
@@ -46,110 +64,6 @@ class Choice:
     keep: float
     classifier: Classify | None
     classes: Sequence[int | None] | None
-
-
-def as_classes(labels: Labels, num_classes: int) -> Tensor:
-    """Labels as int64 (B,), None as the unconditional class.
-
-    Raises:
-        UserError: If there are none, or one is no whole number in 0 to num_classes.
-    """
-    if isinstance(labels, Tensor):
-        given = labels.reshape(-1).tolist()
-    else:
-        one = labels is None or isinstance(labels, str) or not hasattr(labels, "__iter__")
-        given = [labels] if one else list(cast(Sequence[int | None], labels))
-    if not given:
-        raise UserError("no labels were given; an image is drawn for each label")
-    classes = [num_classes if label is None else _whole(label, "a label") for label in given]
-    # Here and not in the network: on a GPU a label out of range ends the whole process.
-    for label in classes:
-        if not 0 <= label <= num_classes:
-            raise UserError(
-                f"labels must lie in 0..{num_classes - 1}, or be None or {num_classes} for "
-                f"unconditional; got {label}"
-            )
-    return torch.tensor(classes)
-
-
-def as_seeds(seed: Seeds, generator: torch.Generator | None, count: int) -> list[int] | None:
-    """A seed for each image: seed, seed + 1 ... or those given; None where a stream is used.
-
-    Raises:
-        UserError: If both a seed and a generator are given, seeds of another number, or one that
-            is no whole number of 64 bits.
-    """
-    if seed is None:
-        return None
-    if generator is not None:
-        raise UserError("give a seed or a generator, not both; a seed is the same in any batch")
-    values = seed.tolist() if isinstance(seed, Tensor) else seed
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        first = _whole(values, "a seed")
-        seeds = [first + i for i in range(count)]
-    else:
-        seeds = [_whole(value, "a seed") for value in values]
-    if len(seeds) != count:
-        raise UserError(f"give one seed, or one for each of {count} images; got {len(seeds)}")
-    if wrong := [value for value in seeds if not -(2**63) <= value < 2**63]:
-        raise UserError(f"a seed must fit into 64 bits; got {wrong[0]}")
-    return seeds
-
-
-def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
-    """Refuse a stream that cannot draw on this device.
-
-    Raises:
-        UserError: If it is no generator, or one of another kind of device.
-    """
-    if generator is None:
-        return
-    if not isinstance(generator, torch.Generator):
-        raise UserError(f"generator must be a torch.Generator; got {generator!r}. Or give a seed")
-    if generator.device.type != device.type:
-        raise UserError(
-            f"the generator is on {generator.device.type} and the VAR on {device.type}; make it "
-            f'with torch.Generator("{device.type}"), or give a seed, which serves any device'
-        )
-
-
-def _whole(value: object, what: str) -> int:
-    """A whole number of Python, numpy or torch."""
-    try:
-        if not isinstance(value, bool):
-            return index(cast(SupportsIndex, value))
-    except TypeError:
-        pass
-    raise UserError(f"{what} must be a whole number; got {value!r}")
-
-
-def check_fits(tokenizer: VQVAE, var: VAR) -> None:
-    """Refuse a tokenizer that cannot decode what a transformer draws.
-
-    Raises:
-        UserError: If it is no tokenizer, speaks of other tokens, or is on another device.
-    """
-    if not isinstance(tokenizer, VQVAE):
-        raise UserError(
-            f"tokenizer must be a tokenizer, as varlit.load gives; got a {type(tokenizer).__name__}"
-        )
-    if tokenizer.scales != var.scales:
-        raise UserError(
-            f"the tokenizer has scales {list(tokenizer.scales.sides)} and this VAR "
-            f"{list(var.scales.sides)}; give tokenizer.with_scales(var.scales.sides) if its "
-            "weights are the same"
-        )
-    shape, own = tokenizer.config, var.tokenizer_config
-    if (shape.codebook_size, shape.codebook_dim) != (own.codebook_size, own.codebook_dim):
-        raise UserError(
-            f"the tokenizer has {shape.codebook_size} codes of dimension {shape.codebook_dim}, "
-            f"this VAR {own.codebook_size} of {own.codebook_dim}; give the one it was trained with"
-        )
-    if tokenizer.last_layer.device != var.device:
-        raise UserError(
-            f"the tokenizer is on {tokenizer.last_layer.device} and the VAR on {var.device}; move "
-            "one with .to(...)"
-        )
 
 
 def draw_batches(
@@ -202,17 +116,38 @@ def draw_request(
     """Draw all images of a request.
 
     Raises:
-        UserError: As `as_seeds`, `check_generator` and `draw_batches`.
+        UserError: As `as_seeds`, `check_generator` and `draw_batches`; or if a batch does not fit
+            into the memory of the GPU, naming one that does.
     """
     check_generator(request.generator, var.device)
     random: Sequence[int] | torch.Generator | None = request.generator
     batch_size = request.batch_size
     if request.seed is not None:
-        random = as_seeds(request.seed, request.generator, len(labels))
+        # Beside known tokens a seed may serve several images.
+        alone = labels if known is None else None
+        random = as_seeds(request.seed, request.generator, len(labels), alone)
     elif request.generator is not None:
         batch_size = len(labels)  # the official order of random numbers goes over all images
     sampler = Sampler(var, request.tokenizer)
-    return Drawn.joined(list(draw_batches(sampler, labels, settings, random, batch_size, known)))
+
+    def draw(count: int) -> Drawn:
+        given = None if known is None else known.rows(slice(count))
+        some = random[:count] if isinstance(random, Sequence) else random
+        parts = draw_batches(sampler, labels[:count], settings, some, batch_size, given)
+        return Drawn.joined(list(parts))
+
+    try:
+        return draw(len(labels))
+    except torch.OutOfMemoryError:
+        # Its traceback holds the tensors of the batch until this block is left.
+        too_large = min(batch_size, len(labels))
+    torch.cuda.empty_cache()
+    if request.generator is not None:
+        raise UserError(
+            f"out of GPU memory: from a generator all {too_large} images are drawn as one batch; "
+            "give a seed instead, which draws batch_size at a time, or fewer labels"
+        )
+    raise UserError(told_batch("batch_size", too_large, fitting_batch(draw, too_large)))
 
 
 def draw_chosen(
@@ -245,7 +180,7 @@ def draw_chosen(
         )
     # Without a seed the images are as random as torch's global stream.
     first = int(torch.randint(2**31, ())) if request.seed is None else request.seed
-    seeds = as_seeds(first, None, len(labels))
+    seeds = as_seeds(first, None, len(labels), labels)
     assert seeds is not None
 
     def draw(part: Tensor, part_seeds: list[int]) -> Drawn:

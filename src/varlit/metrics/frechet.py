@@ -210,10 +210,16 @@ def read_statistics(path: Path, keys: tuple[str, str] = ("mu", "sigma")) -> Feat
         raise UserError(
             f"{path}: {keys[0]} must be (D,) and {keys[1]} (D, D); got {mean.shape} and {cov.shape}"
         )
-    if mean.dtype.kind != "f" or cov.dtype.kind != "f" or not np.isfinite(cov).all():
+    are_floats = mean.dtype.kind == cov.dtype.kind == "f"
+    if not are_floats or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise UserError(
             f"{path}: {keys[0]} and {keys[1]} must be finite numbers; got {mean.dtype} and "
             f"{cov.dtype}, or NaN among them. Fetch or make the file anew"
+        )
+    if not np.allclose(cov, cov.T, rtol=1e-3, atol=1e-6 * np.abs(cov).max(initial=0)):
+        raise UserError(
+            f"{path}: {keys[1]} must be a covariance, the same above and below its diagonal; it is "
+            "not. Fetch or make the file anew"
         )
     count = int(arrays.get("count", _UNKNOWN))
     return FeatureStatistics(

@@ -138,7 +138,7 @@ def model_name(depth: int, width: int, image_px: int, num_classes: int) -> str:
 def published_figures(name: str) -> dict[str, dict[str, float]]:
     """Figures of a VAR by source, under the names that they have in metrics.json."""
     return {
-        row.kind.removeprefix("official "): {
+        row.kind: {
             key: value
             for key, value in (
                 ("fid", row.fid),

@@ -3,7 +3,8 @@
 The block-causal mask lets a token see its own map and all coarser ones, so a map's queries see a
 prefix of the keys. `dense` masks the whole square; `segmented` asks for the last maps one by one,
 each over its own prefix and without a mask, which fast kernels want; `flex` skips the empty tiles
-by FlexAttention on CUDA. The results are equal within rounding.
+by FlexAttention on CUDA. The results are equal within rounding. Where a step is a single token
+(raster scan), the mask is the plain causal one, which kernels know: `segmented` lets them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varlit.errors import UserError
-from varlit.ops.scales import Scales
+from varlit.ops.steps import Steps
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -63,6 +64,7 @@ class AttentionPlan:
     backend: Backend
     segments: tuple[Segment, ...]
     mask: Tensor | None = None  # boolean (n, n) of the masked segment, True = may attend
+    is_causal: bool = False  # one segment, in which a token sees itself and all before it
     blocks: BlockMask | None = None  # flex only
     kernel: Callable[..., Any] | None = None  # flex only
 
@@ -99,35 +101,40 @@ def attend(
         plan.segments, queries, _prefixes(k, plan.ends), _prefixes(v, plan.ends), strict=True
     ):
         mask = plan.mask if segment.is_masked else None
-        part = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        part = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=plan.is_causal, scale=scale
+        )
         parts.append(part.transpose(1, 2))  # (B, l, heads, head_dim), as the kernels lay it out
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).flatten(2)
 
 
 def plan_attention(
-    scales: Scales, choice: AttentionChoice = "auto", device: torch.device | str = "cpu"
+    steps: Steps, choice: AttentionChoice = "auto", device: torch.device | str = "cpu"
 ) -> AttentionPlan:
-    """Decide how a pyramid is attended to, with the masks on `device`.
+    """Decide how the tokens of an image are attended to, with the masks on `device`.
 
     Raises:
         UserError: If there is no such choice, or it cannot run on the device.
     """
     device = torch.device(device)
-    backend = resolve_backend(scales, choice, device)
+    backend = resolve_backend(steps, choice, device)
+    if backend == "segmented" and max(steps.lengths) == 1:
+        whole = Segment(0, steps.num_tokens, is_masked=False)
+        return AttentionPlan(backend, (whole,), is_causal=True)
     # Made under inference_mode, a mask could never be part of a backward pass.
     with torch.inference_mode(False):
         if backend == "flex":
-            return flex_plan(scales, device)
-        segments = best_split(scales) if backend == "segmented" else split_after(scales, None)
+            return flex_plan(steps, device)
+        segments = best_split(steps) if backend == "segmented" else split_after(steps, None)
         mask = None
         if segments[0].is_masked:
             end = segments[0].end
             # Contiguous: a slice would be copied at every call of some kernels.
-            mask = scales.block_causal_mask(device)[:end, :end].contiguous()
+            mask = steps.block_causal_mask(device)[:end, :end].contiguous()
         return AttentionPlan(backend, segments, mask)
 
 
-def resolve_backend(scales: Scales, choice: AttentionChoice, device: torch.device) -> Backend:
+def resolve_backend(steps: Steps, choice: AttentionChoice, device: torch.device) -> Backend:
     """What `choice` means on a device.
 
     Raises:
@@ -135,7 +142,8 @@ def resolve_backend(scales: Scales, choice: AttentionChoice, device: torch.devic
     """
     check_choice(choice)
     if choice == "auto":
-        is_long = scales.num_tokens > FLEX_FROM_TOKENS
+        # Of a plain causal mask every kernel skips the empty half.
+        is_long = steps.num_tokens > FLEX_FROM_TOKENS and max(steps.lengths) > 1
         has_flex = device.type == "cuda" and importlib.util.find_spec("triton") is not None
         return "flex" if is_long and has_flex else "segmented"
     if choice == "flex" and device.type != "cuda":
@@ -157,29 +165,29 @@ def check_choice(choice: str) -> None:
         raise UserError(f"attention must be one of {known}; got `{choice}`")
 
 
-def best_split(scales: Scales) -> tuple[Segment, ...]:
+def best_split(steps: Steps) -> tuple[Segment, ...]:
     """The cheapest split into a masked prefix of maps and single maps, counted in cells."""
-    candidates = [split_after(scales, num_maps) for num_maps in range(1, scales.num_scales + 1)]
+    candidates = [split_after(steps, num_maps) for num_maps in range(1, steps.num_steps + 1)]
     return min(
         candidates,
         key=lambda split: sum(segment.cells for segment in split) + CELLS_PER_CALL * len(split),
     )
 
 
-def split_after(scales: Scales, num_maps: int | None) -> tuple[Segment, ...]:
+def split_after(steps: Steps, num_maps: int | None) -> tuple[Segment, ...]:
     """The first `num_maps` maps in one call, every later one in its own; None = all in one."""
-    num_maps = scales.num_scales if num_maps is None else num_maps
-    ends = [o + n for o, n in zip(scales.offsets, scales.lengths, strict=True)][num_maps - 1 :]
+    num_maps = steps.num_steps if num_maps is None else num_maps
+    ends = [o + n for o, n in zip(steps.offsets, steps.lengths, strict=True)][num_maps - 1 :]
     first = Segment(0, ends[0], is_masked=num_maps > 1)
     return (first, *(Segment(start, end, is_masked=False) for start, end in pairwise(ends)))
 
 
-def flex_plan(scales: Scales, device: torch.device) -> AttentionPlan:
+def flex_plan(steps: Steps, device: torch.device) -> AttentionPlan:
     """FlexAttention over tiles; compiled at its first call, and on a CPU forward only."""
     # Not at the top: it brings torch's compiler in.
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    levels, length = scales.levels(device), scales.num_tokens
+    levels, length = steps.levels(device), steps.num_tokens
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return levels[query] >= levels[key]
@@ -189,7 +197,7 @@ def flex_plan(scales: Scales, device: torch.device) -> AttentionPlan:
     kernel: Callable[..., Any] = flex_attention
     if device.type == "cuda":
         kernel = compiled_flex()
-    return AttentionPlan("flex", split_after(scales, None), blocks=blocks, kernel=kernel)
+    return AttentionPlan("flex", split_after(steps, None), blocks=blocks, kernel=kernel)
 
 
 @lru_cache(maxsize=1)

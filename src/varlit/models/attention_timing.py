@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +9,8 @@ import torch
 from torch import Tensor
 
 from varlit.models.attention import AttentionPlan, Backend, attend, plan_attention
-from varlit.ops.scales import Scales
+from varlit.models.device_clock import seconds_of
+from varlit.ops.steps import Steps
 
 WARMUP_RUNS = 3  # the first compiles, and chooses kernels
 
@@ -20,7 +19,7 @@ WARMUP_RUNS = 3  # the first compiles, and chooses kernels
 class AttentionShape:
     """What attention costs depends on."""
 
-    scales: Scales
+    steps: Steps
     batch_size: int
     num_heads: int
     head_dim: int
@@ -57,14 +56,14 @@ def measure_attention(
     backends: list[Backend] = ["dense", "segmented"]
     if device.type == "cuda":
         backends.append("flex")
-    plans = {name: plan_attention(shape.scales, name, device) for name in backends}
+    plans = {name: plan_attention(shape.steps, name, device) for name in backends}
     inputs = _inputs(shape, device)
     forward: dict[Backend, list[float]] = {name: [] for name in backends}
     both: dict[Backend, list[float]] = {name: [] for name in backends}
     for round_index in range(-WARMUP_RUNS, rounds):
         for name, plan in plans.items():
-            forward_s = _seconds(partial(_forward, inputs, plan), device)
-            both_s = _seconds(partial(_both, inputs, plan), device)
+            forward_s = seconds_of(partial(_forward, inputs, plan), device)
+            both_s = seconds_of(partial(_both, inputs, plan), device)
             if round_index >= 0:
                 forward[name].append(forward_s)
                 both[name].append(both_s)
@@ -85,7 +84,7 @@ def attention_table(timings: tuple[AttentionTiming, ...]) -> str:
 
 def _inputs(shape: AttentionShape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values in the layout of a block, with gradients."""
-    size = shape.batch_size, shape.scales.num_tokens, shape.num_heads, shape.head_dim
+    size = shape.batch_size, shape.steps.num_tokens, shape.num_heads, shape.head_dim
     generator = torch.Generator(device).manual_seed(0)
     with torch.inference_mode(False):
         q, k, v = (
@@ -104,13 +103,3 @@ def _both(inputs: tuple[Tensor, Tensor, Tensor], plan: AttentionPlan) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         out = attend(*inputs, plan, scale=1.0)
         torch.autograd.grad(out, inputs, grad_outputs=torch.ones_like(out))
-
-
-def _seconds(function: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began

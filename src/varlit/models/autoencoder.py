@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -10,8 +11,22 @@ from torch.nn import functional as F
 from varlit.models.config import TokenizerConfig
 
 
-def _norm(channels: int, config: TokenizerConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+class NormSiLU(nn.GroupNorm):
+    """Group norm, then SiLU.
+
+    `fused` says how both are computed, not what; `varlit.models.decoder_speed` sets it.
+    """
+
+    fused: Callable[[Tensor, int, Tensor, Tensor, float], Tensor] | None = None
+
+    def __init__(self, channels: int, config: TokenizerConfig) -> None:
+        super().__init__(config.norm_groups, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        if self.fused is not None:
+            return self.fused(x, self.num_groups, self.weight, self.bias, self.eps)
+        return F.silu(super().forward(x), inplace=True)
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -23,8 +38,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, config: TokenizerConfig) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(channels_in, config), _conv(channels_in, channels_out)
-        self.norm2, self.conv2 = _norm(channels_out, config), _conv(channels_out, channels_out)
+        self.norm1, self.conv1 = NormSiLU(channels_in, config), _conv(channels_in, channels_out)
+        self.norm2, self.conv2 = NormSiLU(channels_out, config), _conv(channels_out, channels_out)
         self.dropout = nn.Dropout(config.dropout)
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out:
@@ -32,8 +47,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + F(x)."""
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h), inplace=True)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return self.shortcut(x) + h
 
 
@@ -42,7 +57,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int, config: TokenizerConfig) -> None:
         super().__init__()
-        self.norm = _norm(channels, config)
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
         self.projection = nn.Conv2d(channels, channels, kernel_size=1)
 
@@ -116,7 +131,7 @@ class Encoder(nn.Module):
                 self.downsamples.append(Downsample(width))
             before = width
         self.middle = Middle(before, config)
-        self.norm_out = _norm(before, config)
+        self.norm_out = NormSiLU(before, config)
         self.conv_out = _conv(before, config.codebook_dim)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -126,7 +141,7 @@ class Encoder(nn.Module):
             h = level(h)
             if i < len(self.downsamples):
                 h = self.downsamples[i](h)
-        return self.conv_out(F.silu(self.norm_out(self.middle(h)), inplace=True))
+        return self.conv_out(self.norm_out(self.middle(h)))
 
 
 class Decoder(nn.Module):
@@ -145,7 +160,7 @@ class Decoder(nn.Module):
             if i < len(widths) - 1:
                 self.upsamples.append(Upsample(width))
             before = width
-        self.norm_out = _norm(before, config)
+        self.norm_out = NormSiLU(before, config)
         self.conv_out = _conv(before, 3)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -155,4 +170,4 @@ class Decoder(nn.Module):
             h = level(h)
             if i < len(self.upsamples):
                 h = self.upsamples[i](h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
+        return self.conv_out(self.norm_out(h))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ MAX_LOG_SCALE = math.log(100)
 class Modulation:
     """What the class says to one block: gates, scales and shifts, each (B, 1, C).
 
-    The order of the fields is the order of the six chunks in official checkpoints.
+    A scale of 0 means a factor of 1 in the chunks; `with_factors` has added it. The order of the
+    fields is the order of the six chunks in official checkpoints.
     """
 
     gate_attention: Tensor
@@ -37,6 +38,14 @@ class Modulation:
         """Split (B, 6, C)."""
         return cls(*chunks.unsqueeze(2).unbind(1))
 
+    def with_factors(self) -> Modulation:
+        """Scales as `modulate` takes them; done once for all steps of an image."""
+        return replace(self, scale_attention=self.scale_attention + 1, scale_mlp=self.scale_mlp + 1)
+
+    def rows(self, index: Tensor) -> Modulation:
+        """Those of some rows of the batch."""
+        return Modulation(*(getattr(self, field.name)[index] for field in fields(self)))
+
 
 @dataclass
 class KeyValueCache:
@@ -45,6 +54,7 @@ class KeyValueCache:
     keys: Tensor  # (B, heads, L, head_dim)
     values: Tensor  # (B, heads, L, head_dim)
     filled: int = 0
+    qkv_bias: Tensor | None = None  # `Attention.qkv_bias`, joined once for all steps
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new tokens and return everything that is filled."""
@@ -54,10 +64,10 @@ class KeyValueCache:
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Layer norm without parameters, then the class's scale and shift.  # (B, L, C)"""
+def modulate(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm without parameters, then the class's factor and shift.  # (B, L, C)"""
     normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-    return torch.addcmul(shift, normed, scale + 1)
+    return torch.addcmul(shift, normed, factor)
 
 
 class DropPath(nn.Module):
@@ -95,6 +105,10 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.projection = nn.Linear(width, width)
 
+    def qkv_bias(self) -> Tensor:
+        """Keys carry none (it would cancel in the softmax): zeros in its place.  # (3C,)"""
+        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+
     def forward(
         self,
         x: Tensor,
@@ -109,11 +123,13 @@ class Attention(nn.Module):
                 the cache holds the past only.
             cache: Written in place when given.
         """
-        # Keys carry no bias (it would cancel in the softmax); a zero stands in its place.
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias)
+        joined = None if cache is None else cache.qkv_bias
+        qkv = F.linear(x, self.qkv.weight, self.qkv_bias() if joined is None else joined)
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if self.qk_l2_norm:
+            if cache is not None:
+                # As autocast does, also where the weights themselves are in half precision.
+                q, k = q.float(), k.float()
             q = F.normalize(q, dim=-1) * self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
             k = F.normalize(k, dim=-1)
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -135,9 +151,10 @@ class Block(nn.Module):
     """Transformer block whose norms are steered by the class (AdaLN, Peebles & Xie 2023).
 
     `compiled` and `is_checkpointed` say how a training pass runs, not what it computes; `VAR` sets
-    them.
+    them. `compiled_draw` says the same of drawing, see `varlit.models.drawing_copy`.
     """
 
+    compiled_draw: Callable[[Block, Tensor, Modulation, KeyValueCache], Tensor] | None
     compiled: Callable[[Block, Tensor, Modulation, AttentionPlan | Tensor | None], Tensor] | None
     is_checkpointed: bool
 
@@ -152,6 +169,7 @@ class Block(nn.Module):
         else:
             self.adaln = nn.Linear(width, 6 * width)
         self.compiled, self.is_checkpointed = None, False
+        self.compiled_draw = None
 
     def modulation(self, condition: Tensor) -> Modulation:
         """Read the class once; every scale of an image shares the result.
@@ -166,6 +184,7 @@ class Block(nn.Module):
             m = Modulation.from_chunks(self.adaln(condition).unflatten(1, (6, -1)))
         else:
             m = Modulation.from_chunks(condition + self.adaln_offset)
+        m = m.with_factors()
         # In one layout whether or not a block drops: compiled code is made for a layout.
         return replace(
             m,
@@ -190,6 +209,8 @@ class Block(nn.Module):
         """
         if isinstance(m, Tensor):
             m = self.modulation(m)
+        if cache is not None and self.compiled_draw is not None:
+            return self.compiled_draw(self, x, m, cache)
         if cache is not None or not self.training:
             return self.transform(x, m, plan, cache)
         run = Block.transform if self.compiled is None else self.compiled
@@ -209,6 +230,17 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """The arithmetic of the block, the same code for all blocks."""
-        h = self.attention(modulate(x, m.scale_attention, m.shift_attention), plan, cache)
-        x = x + h * m.gate_attention
-        return x + self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)) * m.gate_mlp
+        # The sum of the residuals may be wider than the weights: fp32 over bf16 when drawing.
+        dtype = self.attention.q_bias.dtype
+        seen = modulate(x, m.scale_attention, m.shift_attention).to(dtype)
+        x = x + self.attention(seen, plan, cache) * m.gate_attention
+        seen = modulate(x, m.scale_mlp, m.shift_mlp).to(dtype)
+        return x + self.mlp(seen) * m.gate_mlp
+
+    def draw(self, x: Tensor, m: Modulation, cache: KeyValueCache) -> Tensor:
+        """`transform` of one step's tokens after a cache.
+
+        A function of its own, because torch's compiler counts what it makes by function: a graph
+        for each step here shall not use up those that training may have.
+        """
+        return self.transform(x, m, cache=cache)

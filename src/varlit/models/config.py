@@ -1,13 +1,17 @@
 """Shapes of the networks as plain dataclasses; their field docstrings are the `--help`."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from varlit.errors import UserError
+from varlit.ops.raster import RasterScan
 from varlit.ops.scales import OFFICIAL_SCALES, Scales
+from varlit.ops.steps import Steps
 
 GROUP_NORM_GROUPS = 32
+Order = Literal["next_scale", "raster"]
 
 
 @dataclass(frozen=True)
@@ -153,8 +157,14 @@ class VARConfig(PlainConfig):
     """Scale of the initial residual gates (`alng`): 1e-3 for d16 and d20, 1e-5 for d30."""
     head_init: float = 0.02
     """Scale of the initial output projection, so that training starts at ln V."""
+    order: Order = "next_scale"
+    """What a step predicts: next_scale = a whole token map, as VAR does; raster = one token, row by
+    row, over a tokenizer of a single scale: the baseline of the paper's ablation."""
 
     def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            known = " or ".join(get_args(Order))
+            raise UserError(f"var.order must be {known}; got `{self.order}`")
         if self.depth < 1:
             raise UserError(f"var.depth must be at least 1; got {self.depth}")
         if self.width < 0 or self.num_heads < 0 or self.mlp_ratio <= 0:
@@ -189,6 +199,25 @@ class VARConfig(PlainConfig):
     def resolved_drop_path(self) -> float:
         """Stochastic depth after the rule `0.1 * depth / 24`."""
         return 0.1 * self.depth / 24 if self.drop_path < 0 else self.drop_path
+
+    def steps(self, scales: Sequence[int]) -> Steps:
+        """Which tokens are predicted together.
+
+        Args:
+            scales: Sides of the tokenizer's maps.
+
+        Raises:
+            UserError: For a raster scan of more maps than one.
+        """
+        if self.order == "next_scale":
+            return Scales(tuple(scales))
+        if len(scales) != 1:
+            raise UserError(
+                f"var.order raster scans a single token map; got a tokenizer of scales "
+                f"{list(scales)}. Train one of scales [{scales[-1]}], as the recipe digits-raster "
+                "does, or take var.order next_scale"
+            )
+        return RasterScan(scales[0])
 
 
 def check_share(name: str, value: float, up_to_one: bool = False) -> None:

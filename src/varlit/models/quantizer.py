@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varlit.errors import UserError
-from varlit.models.config import TokenizerConfig
+from varlit.models.config import Order, TokenizerConfig
 from varlit.ops.pyramid import enlarge, shrink, to_map, to_sequence
 from varlit.ops.quantize import assignment_entropy, nearest_code, strict_fp32
 from varlit.ops.scales import Scales
@@ -89,7 +89,7 @@ class MultiScaleQuantizer(nn.Module):
         with strict_fp32(f.device):
             residual, maps = f.float().clone(), []
             for k in range(self.scales.num_scales):
-                tokens = self._search(residual, k)
+                tokens = self.search_codes(residual, k)
                 residual -= self._phi(enlarge(self.embed(tokens, k), f.shape[-1]), k)
                 maps.append(tokens)
             return self.scales.merge(maps)
@@ -107,14 +107,20 @@ class MultiScaleQuantizer(nn.Module):
                 f_hat = self.accumulate(f_hat, self.embed(part, k), k)
             return f_hat
 
-    def teacher_inputs(self, tokens: Tensor) -> Tensor:
-        """Transformer inputs of all scales but the first, from true tokens (B, L).
+    def teacher_inputs(self, tokens: Tensor, order: Order = "next_scale") -> Tensor:
+        """Transformer inputs of all steps but the first, from true tokens (B, L).
 
-        Scale k + 1 sees the sum of scales 0 to k, averaged down to its own side.
+        Scale k + 1 sees the sum of scales 0 to k, averaged down to its own side. In raster scan a
+        token sees the code of the token before it.
 
         Returns:
             (B, L - l_0, C) fp32.
+
+        Raises:
+            UserError: For a raster scan of more scales than one.
         """
+        if order == "raster":
+            return self._codes_before(tokens)
         with strict_fp32(tokens.device):
             f_hat, inputs = self.empty(len(tokens)), []
             for k, part in enumerate(self.scales.split(tokens)[:-1]):
@@ -123,6 +129,17 @@ class MultiScaleQuantizer(nn.Module):
             if not inputs:
                 return f_hat.new_zeros(len(tokens), 0, f_hat.shape[1])
             return torch.cat(inputs, dim=1)
+
+    def _codes_before(self, tokens: Tensor) -> Tensor:
+        """Codes of all tokens but the last.  # (B, L - 1, C)"""
+        parts = self.scales.split(tokens)
+        if len(parts) != 1:
+            raise UserError(
+                "order raster scans a single token map; got a tokenizer of scales "
+                f"{list(self.scales.sides)}. Take order next_scale"
+            )
+        codes: Tensor = self.codebook(parts[0][:, :-1])
+        return codes.float()
 
     def forward(
         self,
@@ -206,8 +223,8 @@ class MultiScaleQuantizer(nn.Module):
                 f"{tokens.min().item():g}..{tokens.max().item():g}"
             )
 
-    def _search(self, residual: Tensor, k: int) -> Tensor:
-        """Nearest codes of the residual at scale k.  # (B, l_k)"""
+    def search_codes(self, residual: Tensor, k: int) -> Tensor:
+        """Nearest codes of a residual (B, C, h, w) at scale k (Algorithm 1, line 5).  # (B, l_k)"""
         return self._nearest(self._vectors(residual, k))
 
     def _phi(self, h: Tensor, k: int) -> Tensor:

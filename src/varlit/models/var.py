@@ -1,9 +1,11 @@
-"""The stage-2 network: a transformer that predicts the next token map from all coarser ones."""
+"""The stage-2 network: a transformer that predicts the next token map from all coarser ones.
+
+Or, as a baseline, the next token from all before it: which tokens a step predicts is data.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -17,26 +19,16 @@ from varlit.models.attention import (
     check_choice,
     plan_attention,
 )
-from varlit.models.blocks import Block, KeyValueCache, Modulation, modulate
+from varlit.models.blocks import Block, modulate
 from varlit.models.config import TokenizerConfig, VARConfig, check_share
 from varlit.models.initialization import initialize_var
+from varlit.models.sampling_state import ClassSignals, SamplingState, open_caches
 from varlit.ops.scales import Scales
 
 # CUDA graphs ("reduce-overhead") would record one graph for each block, and hold memory for each.
 CompileMode = Literal["none", "default", "max-autotune-no-cudagraphs"]
 Checkpointing = Literal["none", "blocks"]
 T = TypeVar("T")
-
-
-@dataclass
-class SamplingState:
-    """Everything that one batch of images carries from scale to scale."""
-
-    modulations: list[Modulation]
-    head: tuple[Tensor, Tensor]  # scale and shift before the output projection, (B, 1, C)
-    start: Tensor  # class embedding (B, C)
-    caches: list[KeyValueCache]
-    scale_index: int = 0
 
 
 class VAR(nn.Module):
@@ -49,17 +41,25 @@ class VAR(nn.Module):
         config: Depth and its companions.
         tokenizer: Whose tokens are predicted: gives V, the code dimension and the scales.
         num_classes: Labels 0 to num_classes - 1; `num_classes` itself is the unconditional one.
+
+    Attributes:
+        scales: The tokenizer's maps.
+        steps: Which tokens are predicted together: the scales themselves, or with `order` raster
+            each token by itself.
+
+    Raises:
+        UserError: If the order does not fit the tokenizer.
     """
 
     def __init__(self, config: VARConfig, tokenizer: TokenizerConfig, num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.tokenizer_config = tokenizer
-        self.scales = Scales(tokenizer.scales)
+        self.scales, self.steps = Scales(tokenizer.scales), config.steps(tokenizer.scales)
         width, num_tokens = config.resolved_width, self.scales.num_tokens
         self.class_embedding = nn.Embedding(num_classes + 1, width)
         self.input_projection = nn.Linear(tokenizer.codebook_dim, width)
-        self.start_position = nn.Parameter(torch.empty(1, self.scales.lengths[0], width))
+        self.start_position = nn.Parameter(torch.empty(1, self.steps.lengths[0], width))
         self.position = nn.Parameter(torch.empty(1, num_tokens, width))
         self.level_embedding = nn.Embedding(self.scales.num_scales, width)
         rise = config.resolved_drop_path / max(config.depth - 1, 1)
@@ -98,7 +98,7 @@ class VAR(nn.Module):
         """The choice made concrete, with its masks; made once per device."""
         choice = self.attention_backend
         key = f"attention {choice}"
-        return self._constant(key, device, lambda: plan_attention(self.scales, choice, device))
+        return self._constant(key, device, lambda: plan_attention(self.steps, choice, device))
 
     @property
     def checkpoint_activations(self) -> Checkpointing:
@@ -160,7 +160,7 @@ class VAR(nn.Module):
         Args:
             labels: Classes (B,). While training, a share `class_dropout` of them is replaced by
                 the unconditional class; never in eval mode.
-            teacher_inputs: (B, L - l_0, codebook_dim), from `VQVAE.teacher_inputs`.
+            teacher_inputs: (B, L - l_0, codebook_dim), from `VQVAE.teacher_inputs` in this order.
 
         Returns:
             (B, L, V).
@@ -168,13 +168,14 @@ class VAR(nn.Module):
         labels = self.check_labels(labels)
         wanted = (
             len(labels),
-            self.scales.num_tokens - self.scales.lengths[0],
+            self.steps.num_tokens - self.steps.lengths[0],
             self.tokenizer_config.codebook_dim,
         )
         if tuple(teacher_inputs.shape) != wanted:
             raise UserError(
                 f"teacher_inputs must have shape {list(wanted)}, as tokenizer.teacher_inputs gives "
-                f"for {len(labels)} labels; got {list(teacher_inputs.shape)}"
+                f"for {len(labels)} labels and order {self.config.order}; got "
+                f"{list(teacher_inputs.shape)}"
             )
         if self.training and self.config.class_dropout > 0:
             dropped = torch.rand(labels.shape, device=labels.device) < self.config.class_dropout
@@ -189,42 +190,54 @@ class VAR(nn.Module):
             x = block(x, condition, plan)
         return self._logits(x, self._head_modulation(start))
 
-    def begin(self, labels: Tensor) -> SamplingState:
-        """Prepare to draw images of `labels` (B,): read the classes, allocate the cache once."""
+    def read_classes(self, labels: Tensor | None = None) -> ClassSignals:
+        """What classes say to the blocks and the head.
+
+        Args:
+            labels: Classes (B,); all of them, the unconditional one last, where there are none.
+        """
+        if labels is None:
+            labels = torch.arange(self.num_classes + 1, device=self.device)
         start = self.class_embedding(self.check_labels(labels))
         condition = self._condition(start)
         modulations = [block.modulation(condition) for block in self.layers]
-        dtype = modulations[0].shift_attention.dtype
-        heads, head_dim = self.config.resolved_heads, self.config.head_dim
-        shape = (len(labels), heads, self.scales.num_tokens, head_dim)
-        caches = [
-            KeyValueCache(
-                torch.empty(shape, dtype=dtype, device=start.device),
-                torch.empty(shape, dtype=dtype, device=start.device),
-            )
-            for _ in self.blocks
-        ]
-        return SamplingState(modulations, self._head_modulation(start), start, caches)
+        return ClassSignals(start, modulations, self._head_modulation(start))
 
-    def advance(self, state: SamplingState, scale_input: Tensor | None = None) -> Tensor:
-        """Logits of the next scale, given what was drawn so far.
+    def begin(self, labels: Tensor, table: ClassSignals | None = None) -> SamplingState:
+        """Prepare to draw: read the classes, join biases and allocate the cache, all of it once.
 
         Args:
-            state: From `begin`; moves one scale on.
-            scale_input: (B, l_k, codebook_dim), `next_input` of the quantizer; None at scale 0.
+            labels: Classes (B,).
+            table: `read_classes()` of these same weights, to gather from; the logits differ by
+                roundings only.
+        """
+        labels = self.check_labels(labels)
+        signals = self.read_classes(labels) if table is None else table.rows(labels)
+        heads, head_dim = self.config.resolved_heads, self.config.head_dim
+        shape = (len(labels), heads, self.steps.num_tokens, head_dim)
+        # The type of what linear layers give here, under autocast too.
+        caches = open_caches(self.layers, shape, signals.head[0].dtype)
+        return SamplingState(signals, caches)
+
+    def advance(self, state: SamplingState, step_input: Tensor | None = None) -> Tensor:
+        """Logits of the next step, given what was drawn so far.
+
+        Args:
+            state: From `begin`; moves one step on.
+            step_input: (B, l_k, codebook_dim), `next_input` of the canvas; None at the first step.
 
         Returns:
             (B, l_k, V).
         """
-        k = state.scale_index
-        x = self._start_tokens(state.start) if scale_input is None else self._project(scale_input)
-        x = x + self._positions()[:, self.scales.token_slice(k)]
+        k, signals = state.step, state.signals
+        x = self._start_tokens(signals.start) if step_input is None else self._project(step_input)
+        x = x + self._positions(self.steps.token_slice(k))
         for block, modulation, cache in zip(
-            self.blocks, state.modulations, state.caches, strict=True
+            self.blocks, signals.modulations, state.caches, strict=True
         ):
             x = block(x, modulation, cache=cache)
-        state.scale_index = k + 1
-        return self._logits(x, state.head)
+        state.step = k + 1
+        return self._logits(x, signals.head)
 
     def check_labels(self, labels: Tensor) -> Tensor:
         """Return the labels as int64.
@@ -247,19 +260,23 @@ class VAR(nn.Module):
     def _project(self, inputs: Tensor) -> Tensor:
         return self.input_projection(inputs.to(self.input_projection.weight.dtype))
 
-    def _positions(self) -> Tensor:
-        """Position plus level embeddings.  # (1, L, C)"""
-        return self.level_embedding(self._levels(self.device)) + self.position
+    def _positions(self, part: slice = slice(None)) -> Tensor:
+        """Position plus level embeddings of a part of L.  # (1, l, C)"""
+        return self.level_embedding(self._levels(self.device)[part]) + self.position[:, part]
+
+    def _signal(self, start: Tensor) -> Tensor:
+        """What AdaLN reads, in the type of its weights.  # (B, C)"""
+        return F.silu(start).to(self.head_adaln.weight.dtype)
 
     def _condition(self, start: Tensor) -> Tensor:
-        condition = F.silu(start)
+        condition = self._signal(start)
         if self.config.shared_adaln:
             return self.shared_adaln(condition).unflatten(1, (6, -1))
         return condition
 
     def _head_modulation(self, start: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift = self.head_adaln(F.silu(start)).unsqueeze(1).chunk(2, dim=-1)
-        return scale, shift
+        scale, shift = self.head_adaln(self._signal(start)).unsqueeze(1).chunk(2, dim=-1)
+        return scale + 1, shift
 
     def _logits(self, x: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
         return self.head(modulate(x.float(), *head).to(self.head.weight.dtype))

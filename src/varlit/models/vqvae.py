@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from varlit.errors import UserError
 from varlit.models.autoencoder import Decoder, Encoder
-from varlit.models.config import TokenizerConfig
+from varlit.models.config import Order, TokenizerConfig
 from varlit.models.initialization import shapes_only
 from varlit.models.quantizer import MultiScaleQuantizer
 from varlit.ops.quantize import strict_fp32
@@ -105,9 +105,9 @@ class VQVAE(nn.Module):
         return self.decode(self.encode(images))
 
     @torch.no_grad()
-    def teacher_inputs(self, tokens: Tensor) -> Tensor:
+    def teacher_inputs(self, tokens: Tensor, order: Order = "next_scale") -> Tensor:
         """What the transformer sees under teacher forcing.  # (B, L - l_0, C)"""
-        return self.quantizer.teacher_inputs(tokens)
+        return self.quantizer.teacher_inputs(tokens, order)
 
     def with_scales(self, scales: Sequence[int]) -> Self:
         """The same weights with another schedule, such as that of 512 px; nothing is copied.

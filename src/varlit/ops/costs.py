@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from varlit.ops.scales import Scales
+from varlit.ops.steps import Steps
 
 BYTES_PER_TOKEN = 2  # uint16 in the cache
 # fp32 weights, gradients and AdamW's two moments.
@@ -27,7 +27,7 @@ class TransformerShape:
     width: int
     mlp_width: int
     vocab_size: int
-    scales: Scales
+    steps: Steps
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,29 @@ def card_peak_tflops(card_name: str) -> float:
     return next((peak for part, peak in BF16_PEAK_TFLOPS.items() if part in card_name), 0.0)
 
 
-def attended_pairs(scales: Scales) -> int:
+def attended_pairs(steps: Steps) -> int:
     """Pairs of query and key that the block-causal mask allows."""
-    ends = [o + n for o, n in zip(scales.offsets, scales.lengths, strict=True)]
-    return sum(length * end for length, end in zip(scales.lengths, ends, strict=True))
+    ends = [o + n for o, n in zip(steps.offsets, steps.lengths, strict=True)]
+    return sum(length * end for length, end in zip(steps.lengths, ends, strict=True))
 
 
 def transformer_costs(shape: TransformerShape) -> TransformerCosts:
     """Operations of one image at the given shape."""
-    width, num_tokens = shape.width, shape.scales.num_tokens
+    width, num_tokens = shape.width, shape.steps.num_tokens
     per_token = 2 * width * (4 * width + 2 * shape.mlp_width)
     return TransformerCosts(
         linear=float(per_token * num_tokens * shape.depth),
-        attention=float(4 * width * attended_pairs(shape.scales) * shape.depth),
+        attention=float(4 * width * attended_pairs(shape.steps) * shape.depth),
         head=float(2 * width * shape.vocab_size * num_tokens),
         adaln=float(2 * width * (6 * width * shape.depth + 2 * width)),
     )
 
 
-def cache_bytes(scales: Scales, num_images: int, num_crops: int = 1) -> int:
+def cache_bytes(steps: Steps, num_images: int, num_crops: int = 1) -> int:
     """Size of a token cache on disk, labels aside."""
-    return BYTES_PER_TOKEN * scales.num_tokens * num_images * num_crops
+    return BYTES_PER_TOKEN * steps.num_tokens * num_images * num_crops
 
 
 def key_value_bytes(shape: TransformerShape, bytes_per_number: int = 2) -> int:
     """Keys and values of one row of a sampled batch."""
-    return 2 * shape.depth * shape.width * shape.scales.num_tokens * bytes_per_number
+    return 2 * shape.depth * shape.width * shape.steps.num_tokens * bytes_per_number

@@ -1,4 +1,7 @@
-"""From logits to tokens: guidance, top-k and top-p filtering, drawing."""
+"""From logits to tokens: guidance, top-k and top-p filtering, drawing.
+
+Written to be read: what filtering and drawing mean. `varlit.ops.drawing` does the same faster.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,14 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     Args:
         logits: (B, L, V).
         top_k: Keep the k largest; ties with the k-th are kept, as in the official code.
-        top_p: Keep the smallest set of codes whose probability reaches p, never none.
+        top_p: Keep the smallest set of codes whose probability reaches p, never none; of equal
+            logits at its edge the codes of higher number.
     """
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if 0 < top_p < 1:
-        ascending, order = logits.sort(dim=-1, descending=False)
+        ascending, order = logits.sort(dim=-1, stable=True)
         tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
         tail[..., -1] = False
         logits = logits.masked_fill(tail.scatter(-1, order, tail), -torch.inf)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
+from varlit.ops.steps import Steps
 
 # By the side of the images in pixels, at stride 16.
 OFFICIAL_SCALES = {
@@ -27,8 +28,8 @@ OFFICIAL_PHI_INDEX = {(10, 4): (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)}
 
 
 @dataclass(frozen=True)
-class Scales:
-    """Sides of the K square token maps, coarse to fine.
+class Scales(Steps):
+    """Sides of the K square token maps, coarse to fine; each is a step of next-scale prediction.
 
     Called `patch_nums` in the official code: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) for 256 px.
 
@@ -68,28 +69,19 @@ class Scales:
         return tuple(side * side for side in self.sides)
 
     @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """Position of each map's first token in the flat pyramid."""
-        return tuple(sum(self.lengths[:k]) for k in range(self.num_scales))
-
-    @property
-    def num_tokens(self) -> int:
-        """L, the number of tokens of a whole pyramid."""
-        return sum(self.lengths)
-
-    @cached_property
     def names(self) -> tuple[str, ...]:
         """Labels that sort in reading order, such as `04x04`."""
         return tuple(f"{side:02d}x{side:02d}" for side in self.sides)
 
-    def token_slice(self, k: int) -> slice:
-        """Where map k lies in the flat pyramid."""
-        return slice(self.offsets[k], self.offsets[k] + self.lengths[k])
+    @property
+    def frame_steps(self) -> tuple[int, ...]:
+        """A picture after every map."""
+        return tuple(range(self.num_scales))
 
-    def levels(self, device: torch.device | str | None = None) -> Tensor:
-        """Index of the map that each token belongs to.  # (L,)"""
-        lengths = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(torch.arange(self.num_scales, device=device), lengths)
+    @property
+    def frame_names(self) -> tuple[str, ...]:
+        """As `names`."""
+        return self.names
 
     def split(self, pyramid: Tensor) -> list[Tensor]:
         """Cut (B, L, ...) into K tensors (B, l_k, ...)."""
@@ -106,15 +98,6 @@ class Scales:
         tokens = torch.cat([part.flatten(1) for part in maps], dim=1)
         self._check_length(tokens)
         return tokens
-
-    def block_causal_mask(self, device: torch.device | str | None = None) -> Tensor:
-        """True where query (row) may attend to key (column): its own map and coarser ones.
-
-        Returns:
-            Boolean (L, L). VAR section 3.2, "block-wise causal attention mask".
-        """
-        levels = self.levels(device)
-        return levels[:, None] >= levels[None, :]
 
     def phi_index(self, num_phi: int) -> tuple[int, ...]:
         """Which of `num_phi` partially shared phi convolutions serves each scale.

@@ -6,13 +6,9 @@ of ids. So the set depends neither on the number of processes nor on where a run
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +18,7 @@ from torch import Tensor
 from varlit.data.progress import Progress
 from varlit.data.whole_files import write_json
 from varlit.errors import UserError
+from varlit.generation.rejection_rule import RejectionCost
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.measures import Measures, measure
 from varlit.metrics.networks import FeatureNetwork
@@ -29,10 +26,10 @@ from varlit.metrics.ranks import concatenate_over_ranks, place_among_ranks, sum_
 from varlit.metrics.reconstruction import to_uint8
 from varlit.metrics.references import NUM_ROWS, Reference
 from varlit.training.evaluation_config import EvaluationConfig
+from varlit.training.evaluation_protocol import protocol_hash, told_cost, versions
 from varlit.training.evaluation_samples import SampleFile
 from varlit.training.evaluation_saved import SavedFeatures
 
-PACKAGES = ("varlit", "torch", "torch-fidelity", "lightning", "numpy")
 PROTOCOL_VERSION = 1
 FOLDER = "evaluation"
 Draw = Callable[[Tensor, list[int]], Tensor]
@@ -58,6 +55,7 @@ class Subject:
         more: What else the images depend on, as plain data.
         groups: Ids of samples that must be drawn in one call, as those that compete for being
             kept; each id in one group. Empty = each by itself, in batches.
+        cost: Grows as images are drawn and chosen; None where all are kept.
     """
 
     draw: Draw
@@ -68,6 +66,7 @@ class Subject:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     more: Mapping[str, Any] = field(default_factory=dict)
     groups: Sequence[Sequence[int]] = ()
+    cost: RejectionCost | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,8 @@ def evaluate(
         "num_processes": place_among_ranks()[1],
         "drawing_s": round(drawn_s, 1),
         "measuring_s": round(time.monotonic() - started - drawn_s, 1),
-        "versions": _versions(subject.device),
+        **told_cost(subject.cost),
+        "versions": versions(subject.device),
     }
     evaluation = Evaluation(found, protocol)
     if own is not None and place_among_ranks()[0] == 0:
@@ -158,11 +158,6 @@ def drawing_protocol(
         "feature_network": network.protocol(),
         "with_samples": bool(config.samples),
     }
-
-
-def protocol_hash(about: Mapping[str, Any]) -> str:
-    """A short name of a drawing protocol."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _gather(
@@ -205,7 +200,7 @@ def _look_into(subject: Subject, config: EvaluationConfig, folder: Path) -> _Lef
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-    saved = SavedFeatures(folder, config.save_every_s)
+    saved = SavedFeatures(folder, config.save_every_s, subject.cost)
     if not config.samples:
         return _LeftBehind(saved, None, False)
     file = SampleFile(folder, Path(config.samples), config.count, subject.image_px)
@@ -273,15 +268,3 @@ def _in_all(work: Callable[[], T]) -> T:
     if num_failed:
         raise OtherProcessError("another process could not go on; see its message")
     return found[0]
-
-
-def _versions(device: torch.device) -> dict[str, str]:
-    told = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            told[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    if device.type == "cuda":
-        told |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
-    return told

@@ -1,9 +1,11 @@
 """What an evaluation draws, how it looks at it and what it compares it with: the settings."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from varlit.errors import UserError
+from varlit.generation.rejection_request import RejectionRequest
+from varlit.generation.rejection_rule import PAPER_PER_CLASS, RejectionSettings
 from varlit.generation.sampler import SamplingSettings
 from varlit.metrics.measures import PAPER_NUM_IMAGES, MeasureSettings
 from varlit.metrics.networks import INCEPTION, FeatureNetwork, open_network
@@ -33,6 +35,16 @@ class EvaluationConfig(PlainConfig):
     """Blend codes: smoother pictures, worse FID."""
     seed: int = 0
     """Image i is drawn from seed + i."""
+    keep: float = 1.0
+    """Rejection sampling, the paper's "-re": keep this share of the images drawn, by class."""
+    classifier: str = ""
+    """What chooses: torchvision:NAME, timm:NAME or mobilenet_v2."""
+    classifier_weights: str = ""
+    """Its file, or download; default $VARLIT_CLASSIFIER."""
+    classifier_classes: str = ""
+    """Its output for each class, such as 985,-,3 (- = none); default by name."""
+    unmatched: Literal["stop", "keep"] = "stop"
+    """Classes that the classifier does not know: stop, or keep all images of them."""
     reference: str = ""
     """Real images: an .npz, a folder (FOLDER:val for one split), or data, data:train, data:val for
     those behind the token cache. Several with commas between; the first one's figures lead."""
@@ -68,6 +80,7 @@ class EvaluationConfig(PlainConfig):
         if self.samples and not self.samples.endswith(".npz"):
             raise UserError(f"samples wants the name of an .npz file; got {self.samples!r}")
         self.sampling()
+        self.rejection()
 
     @property
     def count(self) -> int:
@@ -85,15 +98,32 @@ class EvaluationConfig(PlainConfig):
             self.cfg_scale, self.top_k, self.top_p, self.guidance, self.more_smooth
         )
 
+    def rejection(self) -> RejectionRequest:
+        """What chooses among the images, still to be opened."""
+        return RejectionRequest(
+            self.keep,
+            self.classifier,
+            self.classifier_weights,
+            self.classifier_classes,
+            self.unmatched,
+        )
+
     def drawing(self) -> dict[str, Any]:
-        """All that decides which images are drawn, but for the weights."""
+        """All that decides which images are drawn, but for the weights and the classifier's."""
         names = ("cfg_scale", "top_k", "top_p", "guidance", "more_smooth", "seed")
         told = {name: getattr(self, name) for name in names}
         return told | {
             "num_images": self.count,
             "labels": "id mod classes",
-            "seeds": "seed + id",
+            "seeds": "seed + id" if self.keep == 1.0 else self._told_candidates(),
         }
+
+    def _told_candidates(self) -> str:
+        block = RejectionSettings(self.keep).seeds_per_image
+        return (
+            f"chosen among {block} * (seed + id) + 0..{block - 1} of the same class, {block} * "
+            f"(seed + id) where nothing is chosen; ids of a class in groups of {PAPER_PER_CLASS}"
+        )
 
     def measuring(self) -> MeasureSettings:
         """How the measures are taken."""

@@ -1,5 +1,7 @@
 """What an evaluation has drawn so far, on disk: features of samples, so that it can go on.
 
+What choosing these samples took is kept with them, where they were chosen.
+
 Each process keeps one file, `rank-<r>-<count>.pt`, of all that it answers for. The next one is
 written before the last one goes; where both are found, the larger one counts. So a run may stop at
 any moment and go on with another number of processes.
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 
 from varlit.errors import UserError
+from varlit.generation.rejection_rule import RejectionCost
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.ranks import place_among_ranks
 
@@ -32,10 +35,11 @@ class SavedFeatures:
     Args:
         folder: Of the protocol; every process must see the same one.
         every_s: How often to save.
+        cost: What choosing takes, saved and loaded with the features; None = nothing is chosen.
     """
 
-    def __init__(self, folder: Path, every_s: float) -> None:
-        self.folder, self.every_s = folder, every_s
+    def __init__(self, folder: Path, every_s: float, cost: RejectionCost | None = None) -> None:
+        self.folder, self.every_s, self.cost = folder, every_s, cost
         self._rank, self._world_size = place_among_ranks()
         self._own: list[Path] = []
         self._saved_s = time.monotonic()
@@ -55,7 +59,10 @@ class SavedFeatures:
                 seen = torch.cat((seen, ids))
         self._own = accepted[self._rank :: self._world_size]
         for path in self._own:
-            features.merge(_load(path))
+            state = _load(path)
+            features.merge(state)
+            if self.cost is not None:
+                self.cost.add_counts(state.get("cost", {}))
         if self._rank == 0:
             self._own = self._own + surplus
         self._saved_count = features.count
@@ -78,7 +85,8 @@ class SavedFeatures:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             try:
-                torch.save(features.state_dict(), temporary)
+                cost = {} if self.cost is None else {"cost": self.cost.counts()}
+                torch.save(features.state_dict() | cost, temporary)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)

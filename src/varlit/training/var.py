@@ -123,6 +123,10 @@ class VARModule(VARWeights):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As `StageModule`; and a resumed run does not start from another VAR."""
+        saved = checkpoint.get("hyper_parameters", {})
+        if isinstance(saved.get("var"), dict):
+            # Fields that are younger than the checkpoint had the value that is now the default.
+            saved["var"] = VARConfig().to_dict() | saved["var"]
         super().on_load_checkpoint(checkpoint)
         self.init_from = ""
 
@@ -213,6 +217,7 @@ class VARModule(VARWeights):
     def _terms(self, batch: dict[str, Tensor], network: VAR, with_details: bool) -> NextScaleTerms:
         """Loss of a batch, whose inputs are made of its tokens here."""
         tokens = batch["tokens"]
-        logits = network(batch["label"], self.teacher.teacher_inputs(tokens))
+        inputs = self.teacher.teacher_inputs(tokens, self.config.order)
+        logits = network(batch["label"], inputs)
         smoothing = self.label_smoothing
         return next_scale_loss(logits, tokens, network.scales, smoothing, with_details)

@@ -14,7 +14,8 @@ def derived_lines(config: VARConfig, optim: OptimConfig, batch: int, steps: int)
         decay += f" to {optim.weight_decay_end:g}"
     return {
         "shape": f"depth {config.depth} -> width {config.resolved_width}, "
-        f"{config.resolved_heads} heads, drop path {config.resolved_drop_path:.3g}",
+        f"{config.resolved_heads} heads, drop path {config.resolved_drop_path:.3g}"
+        f"{', raster scan' if config.order == 'raster' else ''}",
         "rate": f"peak {rate:.3g} = {optim.lr:.3g} x {batch} / {IMAGES_PER_LR}, warm-up "
         f"{round(optim.warmup * steps):,} steps, then {optim.schedule}{end}; weight decay {decay}",
     }

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from varlit.errors import UserError
-from varlit.generation.sampler import ImageSeeds, Sampler
+from varlit.generation.rejection import Draw, Rejection, class_groups
+from varlit.generation.rejection_request import free_classes
+from varlit.generation.rejection_rule import RejectionCost
+from varlit.generation.requests import check_fits
+from varlit.generation.sampler import Drawn, ImageSeeds, Sampler
 from varlit.metrics.networks import FeatureNetwork, module_hash
-from varlit.metrics.published import VARS
+from varlit.metrics.published import model_name, published_figures
 from varlit.metrics.references import Reference
 from varlit.models.files import tokenizer_hash
 from varlit.models.var import VAR
@@ -20,9 +26,6 @@ from varlit.training.evaluation import FOLDER, Evaluation, Subject, evaluate
 from varlit.training.evaluation_config import EvaluationConfig
 from varlit.training.evaluation_references import check_given, open_references
 from varlit.training.var_weights import VARWeights
-
-# Of all published models.
-NUM_CLASSES, WIDTH_OF_DEPTH = 1000, 64
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,19 @@ class VARTest:
         config: What to draw.
         network: What looks at images; in no module, so in no checkpoint.
         references: What samples are compared with.
+        rejection: What chooses among the images, if anything does.
     """
 
     config: EvaluationConfig
     network: FeatureNetwork
     references: tuple[Reference, ...]
+    rejection: Rejection | None = None
 
     @staticmethod
     def open(
         module: VARWeights, config: EvaluationConfig, flags: str = "--model.evaluation."
     ) -> VARTest:
-        """Open network and references, before anything is drawn; every process must call it.
+        """Open all that is needed, before anything is drawn; every process must call it.
 
         Args:
             module: In its trainer.
@@ -53,12 +58,18 @@ class VARTest:
         Raises:
             UserError: Of all that is missing.
         """
-        manifest = getattr(getattr(module.trainer, "datamodule", None), "manifest", None)
+        datamodule = getattr(module.trainer, "datamodule", None)
+        manifest = getattr(datamodule, "manifest", None)
         cache = None if manifest is None else manifest.folder
+        names = tuple(getattr(datamodule, "class_names", ()))
         image_px = module.tokenizer.config.image_size
         network = module.open_together(lambda: open_network(config, cache, f"{flags}reference"))
+        rejection = module.open_together(lambda: open_rejection(config, module.num_classes, names))
+        if module.trainer.is_global_zero:
+            tell_free_classes(rejection, names, module.num_classes)
+        # Last, for to look at one takes minutes.
         references = open_references(config, network, image_px, module.device, cache)
-        return VARTest(config, network, references)
+        return VARTest(config, network, references, rejection)
 
     def run(self, module: VARWeights, run_dir: Path | None) -> Evaluation:
         """Draw and measure; every process must call it.
@@ -73,13 +84,20 @@ class VARTest:
         folder = None if run_dir is None else run_dir / FOLDER
         size = self.config.batch_size
         with module.gathered(everywhere=True):
-            subject = subject_of(module, self.config)
+            subject = self._subject(module)
             try:
                 return evaluate(subject, self.config, self.network, self.references, folder)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"out of GPU memory at evaluation.batch_size {size}; take {max(1, size // 2)}"
                 ) from error
+
+    def _subject(self, module: VARWeights) -> Subject:
+        """The module's averaged weights, drawing in the precision of its trainer."""
+        sampler = Sampler(module.averaged.eval().to(module.device), module.tokenizer)
+        context = module.trainer.strategy.precision_plugin.forward_context
+        precision = str(module.trainer.precision)
+        return subject_of(sampler, self.config, precision, context, self.rejection)
 
 
 def open_network(config: EvaluationConfig, cache: Path | None, flag: str) -> FeatureNetwork:
@@ -98,33 +116,109 @@ def open_network(config: EvaluationConfig, cache: Path | None, flag: str) -> Fea
     return network
 
 
-def subject_of(module: VARWeights, config: EvaluationConfig) -> Subject:
-    """A module's averaged weights, drawing in the precision of its trainer."""
-    network, tokenizer = module.averaged.eval(), module.tokenizer
-    sampler, settings = Sampler(network.to(module.device), tokenizer), config.sampling()
+def open_rejection(
+    config: EvaluationConfig, num_classes: int, class_names: Sequence[str]
+) -> Rejection | None:
+    """What chooses among the images, checked against the classes; None where all are kept.
+
+    Raises:
+        UserError: If the classifier is not to be had, or does not fit the classes.
+    """
+    classes = range(min(num_classes, config.count))
+    return config.rejection().open(num_classes, class_names, classes)
+
+
+def tell_free_classes(
+    rejection: Rejection | None, class_names: Sequence[str], num_classes: int
+) -> None:
+    """Say which classes nothing is chosen of, if there are any."""
+    if line := free_classes(rejection, class_names, range(num_classes)):
+        print(f"varlit: {line}", flush=True)
+
+
+def subject_of(
+    sampler: Sampler,
+    config: EvaluationConfig,
+    precision: str,
+    context: Callable[[], AbstractContextManager[object]],
+    rejection: Rejection | None = None,
+    weights: dict[str, str] | None = None,
+) -> Subject:
+    """A VAR that draws as the settings say.
+
+    Args:
+        sampler: On the device.
+        config: What to draw.
+        precision: What `context` draws in, in words.
+        context: Entered for each batch.
+        rejection: What chooses among the images.
+        weights: Of `weight_hashes`, where they are known already.
+
+    Raises:
+        UserError: If a weight is not finite, or the tokenizer does not fit.
+    """
+    check_fits(sampler.tokenizer, sampler.var)
+    settings = config.sampling()
 
     @torch.no_grad()
-    def draw(labels: Tensor, seeds: list[int]) -> Tensor:
-        with module.trainer.strategy.precision_plugin.forward_context():
-            return sampler.draw(labels, settings, ImageSeeds(seeds)).images
+    def draw(labels: Tensor, seeds: list[int]) -> Drawn:
+        with context():
+            return sampler.draw(labels, settings, ImageSeeds(seeds))
 
-    return Subject(
-        draw=draw,
-        num_classes=module.num_classes,
-        image_px=tokenizer.config.image_size,
-        weights=weight_hashes(network, tokenizer),
-        precision=str(module.trainer.precision),
-        device=module.device,
+    plain = Subject(
+        draw=lambda labels, seeds: draw(labels, seeds).images,
+        num_classes=sampler.var.num_classes,
+        image_px=sampler.tokenizer.config.image_size,
+        weights=weights or weight_hashes(sampler.var, sampler.tokenizer),
+        precision=precision,
+        device=sampler.var.device,
+    )
+    return plain if rejection is None else choosing(plain, draw, rejection, config)
+
+
+def choosing(
+    subject: Subject, draw: Draw, rejection: Rejection, config: EvaluationConfig
+) -> Subject:
+    """The same subject, each class of which keeps the best of what `draw` gives.
+
+    Args:
+        subject: What draws.
+        draw: What it draws with, whole.
+        rejection: Its cost is left alone: each evaluation has its own.
+        config: How many, in batches of how many candidates.
+    """
+    rejection = replace(rejection, cost=RejectionCost())
+    choose = rejection.drawing(draw, config.batch_size)
+    labels = [i % subject.num_classes for i in range(config.count)]
+    return replace(
+        subject,
+        draw=lambda labels, seeds: choose(labels, seeds).images,
+        more={**subject.more, **rejection.protocol()},
+        groups=class_groups(labels, rejection.settings.group_size),
+        cost=rejection.cost,
     )
 
 
 def weight_hashes(var: VAR, tokenizer: VQVAE) -> dict[str, str]:
-    """What all weights that draw are known by."""
+    """What all weights that draw are known by.
+
+    Raises:
+        UserError: If one is not finite: no image of it would be.
+    """
+    for network, name in ((var, "VAR"), (tokenizer, "tokenizer")):
+        for key, weight in network.state_dict().items():
+            if not weight.isfinite().all():
+                raise UserError(
+                    f"the weights of the {name} hold NaN or infinity, such as {key}; take an "
+                    "earlier checkpoint"
+                )
     return {"var_sha256": module_hash(var), "tokenizer_sha256": tokenizer_hash(tokenizer)}
 
 
 def published_beside(module: VARWeights, found: Evaluation) -> dict[str, dict[str, float]]:
     """Published figures of the same model, by source; none beside a quick look."""
+    if module.config.order == "raster":
+        return {}
     width, px = module.config.resolved_width, module.tokenizer.config.image_size
     return published_of(module.config.depth, width, px, module.num_classes, found)
 
@@ -135,23 +229,7 @@ def published_of(
     """Published figures of a model of this shape, by source; none beside a quick look."""
     leading = found.measures[0]
     is_comparable = not leading.is_quick and leading.protocol["features"] == "inception"
-    name = published_name(depth, width, image_px, num_classes)
-    told = {}
-    for row in VARS[name] if is_comparable and name else ():
-        figures = {
-            "fid": row.fid,
-            "inception_score_mean": row.inception_score,
-            "precision": row.precision,
-            "recall": row.recall,
-        }
-        told[row.kind] = {key: value for key, value in figures.items() if value is not None}
-    return told
-
-
-def published_name(depth: int, width: int, image_px: int, num_classes: int) -> str:
-    """Name of the published model of a shape, such as `d16`; "" where there is none."""
-    for name in (f"d{depth}", f"d{depth}-s"):
-        is_published = name in VARS and VARS[name][0].image_px == image_px
-        if is_published and num_classes == NUM_CLASSES and width == WIDTH_OF_DEPTH * depth:
-            return name
-    return ""
+    name = model_name(depth, width, image_px, num_classes) if is_comparable else ""
+    # Chosen images compare with chosen ones alone.
+    is_chosen = found.protocol.get("sampling", {}).get("keep", 1.0) < 1.0
+    return published_figures(f"{name}-re" if is_chosen else name)

@@ -74,7 +74,7 @@ def _fastest_attention(
     """Try the ways to attend on every process, and take the first one's word."""
     is_half = "bf16" in str(module.trainer.precision)
     shape = AttentionShape(
-        network.scales,
+        network.steps,
         images,
         network.config.resolved_heads,
         network.config.head_dim,

@@ -113,8 +113,9 @@ def start_places(scales: Scales, other: VAR) -> Part:
     weights = {
         "position": torch.cat(position, dim=1),
         "level_embedding.weight": state["level_embedding.weight"][sources],
-        "start_position": _resized(state["start_position"], scales.sides[0]),
     }
+    if other.config.order == "next_scale":
+        weights["start_position"] = _resized(state["start_position"], scales.sides[0])
     made = [f"{s} from {known.sides[k]}" for s, k in maps if s != known.sides[k]]
     if scales == known:
         return Part(weights)
@@ -158,6 +159,7 @@ def _check_body(own: VARConfig, other: VARConfig, folder: Path) -> None:
         "mlp_ratio": (own.mlp_ratio, other.mlp_ratio),
         "qk_l2_norm": (own.qk_l2_norm, other.qk_l2_norm),
         "shared_adaln": (own.shared_adaln, other.shared_adaln),
+        "order": (own.order, other.order),
     }
     for name, (mine, theirs) in values.items():
         if mine != theirs:

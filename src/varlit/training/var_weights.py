@@ -102,7 +102,7 @@ class VARWeights(StageModule):
             width,
             round(self.config.mlp_ratio * width),
             self._tokenizer[0].config.codebook_size,
-            self.network.scales,
+            self.network.steps,
         )
         sizes = [(p.numel(), p.requires_grad) for p in self.network.parameters()]
         trained = sum(size for size, is_trained in sizes if is_trained)
@@ -156,18 +156,18 @@ class VARWeights(StageModule):
 
     @torch.no_grad()
     def complete(self, tokens: Tensor, labels: Tensor, num_known: int, seed: int = 0) -> Tensor:
-        """Draw pyramids anew whose first scales are given, without guidance.
+        """Draw pyramids anew whose first steps are given, without guidance.
 
         Args:
             tokens: (B, L).
             labels: (B,).
-            num_known: Scales that are kept.
+            num_known: Steps that are kept: scales, or tokens of a raster scan.
             seed: As in `draw`.
 
         Returns:
             Images (B, 3, H, W).
         """
-        known = known_scales(tokens, self.network.scales, num_known) if num_known else None
+        known = known_scales(tokens, self.network.steps, num_known) if num_known else None
         return self._sampled(labels, SamplingSettings(cfg_scale=0.0), seed, known=known).images
 
     def _sampled(
