@@ -10,6 +10,8 @@ NAME        ?=
 DATA        ?=
 ARGS        ?=
 SEED        ?= 0
+COUNT       ?= 10000
+MINUTES     ?= 30
 
 VARLIT = $(VENV)/bin/varlit
 READY  = $(VENV)/.ready
@@ -36,8 +38,8 @@ $(call ignored,DATA)
 $(call ignored,GPUS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu check train-tokenizer cache-tokens train-var sample \
-        eval-fid eval-rfid board doctor bench bench-gpu clean
+.PHONY: help setup demo test test-gpu check soak train-tokenizer cache-tokens train-var sample \
+        eval-fid eval-rfid board fuzz doctor bench bench-gpu clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -53,7 +55,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "varlit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); try: make setup PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[dev]' -c $(CONSTRAINTS)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --only-binary :all: \
+	  -e '.[dev]' -c $(CONSTRAINTS)
 	$(VARLIT) doctor --pair
 	@touch $@
 
@@ -66,11 +69,15 @@ test: $(READY) ## Every test that needs no GPU
 test-gpu: $(READY) ## The tests that need a GPU
 	$(VENV)/bin/python -m pytest -q -m gpu $(ARGS)
 
-check: $(READY) ## ruff, mypy and the fast tests
+check: $(READY) ## ruff, mypy, known vulnerabilities, the fast tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VARLIT) doctor --audit --pins $(CONSTRAINTS)
 	$(VENV)/bin/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+
+soak: $(READY) ## The pipeline under random kills, for MINUTES=30
+	$(VENV)/bin/python -m tests.soak --minutes "$(MINUTES)" --seed "$(SEED)" $(ARGS)
 
 train-tokenizer: $(READY) ## Stage 1            CONF=imagenet256|folder|digits DATA=photos/ GPUS=8
 	$(VARLIT) tokenizer fit -c "$(TOKENIZER_CONF)" --name "$(TOKENIZER_NAME)" $(DEVICES) $(if $(DATA),--data.root "$(DATA)" )$(ARGS)
@@ -93,8 +100,11 @@ eval-rfid: $(READY) ## rFID of a tokenizer CONF=... or NAME=run
 board: $(READY) ## TensorBoard on runs/, every picture kept
 	$(VENV)/bin/tensorboard --logdir runs --samples_per_plugin images=200 $(ARGS)
 
-doctor: $(READY) ## Check machine, packages, data and weights
-	$(VARLIT) doctor $(if $(DATA),--data "$(DATA)" )$(ARGS)
+fuzz: $(READY) ## Files changed at random, read  COUNT=10000 SEED=0
+	$(VENV)/bin/python -m tests.fuzz --count "$(COUNT)" --seed $(SEED) $(ARGS)
+
+doctor: $(READY) ## What would break a run  CONF=d16 DATA=...; without: machine, data, weights
+	$(VARLIT) doctor $(if $(CONF),-c "$(CONF)" )$(if $(DATA),--data "$(DATA)" )$(ARGS)
 
 bench: $(READY) ## Benchmarks on the CPU  ARGS="--out benchmarks/results" keeps the tables
 	$(VENV)/bin/python benchmarks/tokenizer_step.py --device cpu $(ARGS)

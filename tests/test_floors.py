@@ -8,7 +8,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "varlit"
 FLOORS = [
-    {"errors", "places"},
+    {"errors", "places", "arrays"},
+    {"disks"},
     {"ops"},
     {"models"},
     {"losses", "metrics", "data", "viz", "generation"},

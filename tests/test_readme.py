@@ -24,13 +24,16 @@ from PIL import Image
 
 from varlit.checkpoints.official import official_state, save_official
 from varlit.cli import cache as cache_verb
-from varlit.cli import convert, demo, doctor, edit, evaluate, quickstart, reconstruct, sample, sweep
+from varlit.cli import convert, demo, edit, evaluate, quickstart, reconstruct, sample, sweep
 from varlit.cli import main as command_line
+from varlit.cli.doctor import main as doctor
 from varlit.cli.recipes import option_value, read_yaml, run_name
+from varlit.cli.trust import ALLOW_IMPORT
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
+from varlit.training.checkpoint_files import SealedFiles
 from varlit.training.tokenizer import TokenizerModule
 from varlit.training.var import VARModule
 
@@ -164,9 +167,15 @@ def run(*words: str) -> str:
 def check(words: list[str]) -> None:
     """Run a command if it is cheap, else all of it that comes before the work."""
     if words[0] in PARSED_ONLY:
-        PARSED_ONLY[words[0]].build_parser().parse_args(words[1:])
+        args = PARSED_ONLY[words[0]].build_parser().parse_args(words[1:])
+        if words[0] == "evaluate":
+            evaluate.config_of(args)  # refuses what the command itself would refuse first
+    elif "--audit" in words:
+        doctor.build_parser().parse_args(words[1:])  # no network in tests
     elif words[:2] == ["var", "sweep"]:
-        sweep.build_parser().parse_args(words[2:])
+        args = sweep.build_parser().parse_args(words[2:])
+        for point in sweep._points(args):
+            evaluate.config_of(args, **point)
     elif words[0] == "cache":
         if not Path("runs/tok").exists():
             save_tokenizer(VQVAE(TOY_TOKENIZER), Path("runs/tok"))
@@ -190,7 +199,7 @@ def pretend_run(stage: str, verb: str, words: list[str]) -> None:
     name = run_name(stage, words)
     folder = Path(option_value(words, "--root") or "runs") / name
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints/last.ckpt").touch()
+    SealedFiles().save_checkpoint({"hyper_parameters": {}}, folder / "checkpoints/last.ckpt")
     (folder / "fit.yaml").write_text(run(stage, "fit", "-c", "digits", "--print_config"))
 
 
@@ -291,12 +300,13 @@ def flat_keys(tree: dict, prefix: str = "") -> Iterator[str]:
 def test_flags_and_targets_in_running_text_exist(toy: Path) -> None:
     fits = (["tokenizer", "fit", "-c", "folder"], ["var", "fit", "-c", "d16"])
     keys = {k for words in fits for k in flat_keys(yaml.safe_load(run(*words, "--print_config")))}
-    keys = {key.replace(".init_args.", ".") for key in keys} | {"print_config", "help"}
+    keys = {key.replace(".init_args.", ".") for key in keys}
+    keys |= {"print_config", "help", ALLOW_IMPORT.removeprefix("--")}
     keys |= {option[2:] for p in VERB_PARSERS for a in p._actions for option in a.option_strings}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-        for flag in re.findall(r"`--([\w.]+)", text):
+        for flag in re.findall(r"`--([\w.-]+)", text):
             assert flag in keys, f"{page.name}: --{flag}"
         for target in re.findall(r"`make ([a-z-]+)", text):
             assert target in targets, f"{page.name}: make {target}"

@@ -122,3 +122,22 @@ def test_default_classes_are_all_of_a_few_and_eight_of_many():
 def test_long_class_names_are_clipped():
     assert clip("tench") == "tench"
     assert clip("a" * 40) == "a" * 16 + ".."
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("callback", [Reconstructions, Samples])
+def test_a_picture_that_finds_no_memory_does_not_end_the_training(
+    callback, make_module, make_trainer, digits, monkeypatch
+):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    module = make_module()
+    monkeypatch.setattr(module, "draw", fail)
+    monkeypatch.setattr(type(module.network), "decode", fail)
+    trainer = make_trainer(callback(2), limit_val_batches=0)
+    with pytest.warns(UserWarning, match="no memory left for the pictures") as told:
+        trainer.fit(module, digits)
+    assert trainer.global_step == 5
+    told = {str(each.message) for each in told if "no memory" in str(each.message)}
+    assert len(told) == 1, "one text, which is shown once"

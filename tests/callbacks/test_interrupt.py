@@ -199,12 +199,16 @@ def test_resuming_keeps_a_single_last_checkpoint(tmp_path):
 
 
 class InterruptEvaluation(Callback):
+    def __init__(self, number):
+        self.number = number
+
     def on_test_batch_start(self, *args):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), self.number)
 
     on_validation_batch_start = on_predict_batch_start = on_test_batch_start
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
     ("verb", "said"),
     [
@@ -214,13 +218,13 @@ class InterruptEvaluation(Callback):
     ],
 )
 def test_an_interrupt_outside_of_training_stops_with_one_line(
-    make_module, make_trainer, digits, capsys, verb, said
+    make_module, make_trainer, digits, capsys, verb, said, number, code
 ):
     before = signal.getsignal(signal.SIGINT)
-    trainer = make_trainer(InterruptEvaluation(), SaveOnInterrupt())
+    trainer = make_trainer(InterruptEvaluation(number), SaveOnInterrupt())
     with pytest.raises(SystemExit) as stop:
         getattr(trainer, verb)(make_module(), datamodule=digits)
-    assert stop.value.code == 130
+    assert stop.value.code == code
     assert capsys.readouterr().out == said
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)

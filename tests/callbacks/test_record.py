@@ -90,10 +90,11 @@ def test_a_resume_with_another_config_says_what_changed(
     trainer.fit(make_module(), digits)
     trainer.save_checkpoint(run / "last.ckpt")
     assert "config changed" not in capsys.readouterr().out
+    (run / "fit.yaml").write_text("model: {lr: 7}")  # a start that failed before its first step
     trainer = make_trainer(RunRecord(), SavesConfig("model: {lr: 0.5}"), max_steps=4)
     trainer.fit(make_module(), digits, ckpt_path=run / "last.ckpt")
     said = capsys.readouterr().out
-    assert "config changed since the last start of this run:\n  model.lr  0.1 -> 0.5\n" in said
+    assert "config changed since this checkpoint was written:\n  model.lr  0.1 -> 0.5\n" in said
 
 
 def test_weights_are_exported_with_every_checkpoint(make_module, make_trainer, digits, run):

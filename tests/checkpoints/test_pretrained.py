@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -92,7 +93,8 @@ def test_editing_keeps_what_is_not_masked(models):
     tokenizer, var = models
     images = torch.rand(2, 3, 2, 2) * 2 - 1
     nothing = torch.zeros(2, 2)
-    assert torch.equal(var.edit(images, nothing, seed=0), tokenizer.reconstruct(images))
+    with pytest.warns(UserWarning, match="the mask is empty"):
+        assert torch.equal(var.edit(images, nothing, seed=0), tokenizer.reconstruct(images))
     mask = torch.tensor([[True, False], [False, False]])
     edited, tokens = var.edit(images, mask, [0, 1], tokenizer, seed=0, return_tokens=True)
     own = tokenizer.encode(images)
@@ -212,6 +214,8 @@ def test_a_var_in_half_precision_draws_with_the_tokenizer_in_full(models):
         ({"generator": 3}, r"a torch\.Generator"),
         ({"tokenizer": "runs/tokenizer"}, "must be a tokenizer"),
         ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number; got 1.5"),
+        ({"draw": "quick"}, "draw must be one of"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(models, fields, message):
@@ -303,3 +307,30 @@ def test_pictures_start_from_the_coarse_maps_of_given_ones(models):
         var.sample([0], coarse_tokens=given[:1])
     with pytest.raises(UserError, match="coarse_tokens or keep"):
         var.sample([0], coarse_tokens=given[:1], keep_scales=1, keep=0.5)
+
+
+def test_every_verb_draws_among_sorted_codes_where_asked(models):
+    _, var = models
+    images, mask = torch.rand(9, 3, 2, 2) * 2 - 1, torch.ones(2, 2)
+    for weight in var.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    free = {"seed": 0, "top_k": 4, "top_p": 0.0, "cfg_scale": 0.0}
+    verbs = (
+        lambda **how: var.sample([0] * 9, **free, **how),
+        lambda **how: var.edit(images, mask, **free, **how),
+        lambda **how: var.outpaint(images, (2, 4), **free, **how),
+    )
+    for draw in verbs:
+        exact, sorted_codes = draw(), draw(draw="sorted")
+        assert torch.equal(exact, draw(draw="exact"))
+        assert not torch.equal(exact, sorted_codes)
+
+
+def test_a_model_keeps_its_cast_weights_from_call_to_call(models, casts):
+    _, var = models
+    with torch.autocast("cpu", torch.bfloat16), casts(var) as seen:
+        for seed in (0, 1):
+            var.sample([0, 1], seed=seed)
+        var.outpaint(torch.zeros(1, 3, 2, 2), (2, 6), seed=0)
+    assert seen.most == 1
+    assert torch.equal(copy.deepcopy(var).sample(0, seed=3), var.sample(0, seed=3))

@@ -41,7 +41,7 @@ def make(folder: Path, every_n_steps: int = 0, keep_every_n_steps: int = 0) -> C
 
 def test_the_end_is_saved_whatever_the_cadence(tmp_path: Path) -> None:
     fit(tmp_path, 5, make(tmp_path, every_n_steps=2))
-    assert steps_of(tmp_path) == {"last.ckpt": 5}
+    assert steps_of(tmp_path) == {"last.ckpt": 5, "last-previous.ckpt": 4}
 
 
 def test_snapshots_are_kept_on_request(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_snapshots_are_kept_on_request(tmp_path: Path) -> None:
 def test_lightnings_last_finds_it(tmp_path: Path) -> None:
     fit(tmp_path, 2, make(tmp_path))
     assert fit(tmp_path, 4, make(tmp_path), resume=True).global_step == 4
-    assert steps_of(tmp_path) == {"last.ckpt": 4}
+    assert steps_of(tmp_path) == {"last.ckpt": 4, "last-previous.ckpt": 2}
 
 
 class CrashAt(Callback):
@@ -65,6 +65,55 @@ def test_a_crash_loses_no_more_than_the_cadence(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
         fit(tmp_path, 5, make(tmp_path, every_n_steps=2), CrashAt())
     assert steps_of(tmp_path) == {"last.ckpt": 2}
+
+
+class Scored(BoringModel):
+    """Has a score after every step."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def validation_step(self, batch: object, batch_idx: int) -> None:
+        self.log("val/score", self.scores[self.trainer.global_step - 1])
+
+
+def fit_scored(checkpoint: Checkpoint, scores: list[float], resume: Path | None = None) -> None:
+    trainer = Trainer(
+        max_steps=len(scores),
+        callbacks=[checkpoint],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+    )
+    trainer.fit(Scored(scores), ckpt_path=resume, weights_only=True)
+
+
+@pytest.mark.parametrize(("mode", "step"), [("min", 2), ("max", 4)])
+def test_the_best_state_is_kept_also_over_a_resume(tmp_path: Path, mode: str, step: int) -> None:
+    def best() -> Checkpoint:
+        folder = str(tmp_path / "checkpoints")
+        return Checkpoint(0, 0, 2, "val/score", mode, folder)  # type: ignore[arg-type]
+
+    scores = [0.5, 0.1, float("nan"), 0.9]
+    fit_scored(best(), scores)
+    assert steps_of(tmp_path)["best.ckpt"] == step
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    fit_scored(best(), [*scores, 0.3], last)
+    assert steps_of(tmp_path)["best.ckpt"] == step
+    fit_scored(best(), [*scores, 0.3, -1.0 if mode == "min" else 2.0], last)
+    assert steps_of(tmp_path)["best.ckpt"] == 6
+
+
+def test_a_score_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(keep_best="val/scroe", dirpath=str(tmp_path / "checkpoints"))
+    with pytest.warns(UserWarning, match="val/scroe.*val/score"):
+        fit_scored(checkpoint, [1.0])
 
 
 class StopAt(Callback):

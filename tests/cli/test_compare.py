@@ -12,7 +12,14 @@ from varlit.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 FULL = {"fid": 3.51, "inception_score_mean": 280.2, "precision": 0.84, "recall": 0.5}
-PROTOCOL = {"features": "inception", "num_images": 50_000, "is_quick": False, "drawing_s": 500.0}
+SAMPLING = {"cfg_scale": 1.5, "guidance": "var", "top_k": 900, "top_p": 0.96}
+PROTOCOL = {
+    **{"features": "inception", "feature_dim": 2048, "weights_sha256": "6726825d" + "0" * 56},
+    **{"num_images": 50_000, "is_quick": False, "drawing_s": 500.0, "remarks": []},
+    **{"image_px": 256, "rounding": "uint8, nearest", "sampling": SAMPLING},
+    **{"reference": "VIRTUAL_imagenet256_labeled.npz", "reference_images": None},
+    "reference_sha256": "ab" * 32,
+}
 D16 = {
     "var": {"depth": 16, "width": 0},
     "num_classes": 1000,
@@ -72,6 +79,20 @@ def test_a_full_evaluation_stands_beside_the_published_ones(runs: Path, capsys):
     assert "VAR-d16 | ours" not in text
 
 
+def test_how_each_of_our_rows_was_measured_stands_below_it(runs: Path, capsys):
+    write(runs, "mine", FULL, PROTOCOL)
+    write(runs, "down", FULL, PROTOCOL | {"rounding": "uint8, down"})
+    how = (
+        "VAR-d16 (mine): guidance 1.5, kind var, top-k 900, top-p 0.96, rounding uint8, nearest; "
+        "reference VIRTUAL_imagenet256_labeled.npz (sha256 abababab)"
+    )
+    assert compare(runs, "mine", "down") == 0
+    assert how in capsys.readouterr().out
+    text = page([read_result("mine", runs), read_result("down", runs)])
+    assert f"- {how}\n" in text
+    assert "VAR-d16 (down)" not in text
+
+
 def test_times_are_relative_to_our_own_d30_on_the_same_machine(runs: Path):
     other = PROTOCOL | {"versions": {"gpu": "another"}, "drawing_s": 1.0}
     write(runs, "small", FULL, PROTOCOL)
@@ -84,7 +105,7 @@ def test_times_are_relative_to_our_own_d30_on_the_same_machine(runs: Path):
 
 
 def test_chosen_images_are_a_row_of_their_own(runs: Path):
-    write(runs, "best", FULL, PROTOCOL | {"sampling": {"keep": 0.25}}, depth=30)
+    write(runs, "best", FULL, PROTOCOL | {"sampling": SAMPLING | {"keep": 0.25}}, depth=30)
     text = page([read_result("best", runs)])
     assert cells(text, "VAR-d30-re (best)")[2] == "3.51"
     assert cells(text, "VAR-d30 | ours")[2] == "not run"
@@ -98,7 +119,7 @@ def test_a_raster_baseline_of_a_published_shape_is_no_published_model(runs: Path
 
 
 def test_chosen_images_of_a_model_without_such_a_row_are_no_figure_of_the_model(runs: Path):
-    write(runs, "best", FULL, PROTOCOL | {"sampling": {"keep": 0.25}})
+    write(runs, "best", FULL, PROTOCOL | {"sampling": SAMPLING | {"keep": 0.25}})
     text = page([read_result("best", runs)])
     assert cells(text, "VAR-d16 | ours")[2] == "not run"
     assert cells(text, "best")[1] == "no published d16-re; rejection sampling, keep 0.25"
@@ -114,7 +135,22 @@ def test_chosen_images_of_a_model_without_such_a_row_are_no_figure_of_the_model(
             PROTOCOL | {"features": "mobilenet_v2"},
             "by mobilenet_v2, not Inception",
         ),
-        ({"fid": 9.0}, {"features": "inception"}, "number of images not told"),
+        ({"fid": 9.0}, PROTOCOL | {"num_images": None}, "number of images not told"),
+        (
+            FULL,
+            PROTOCOL | {"weights_sha256": "0" * 64},
+            "other weights of Inception (sha256 00000000",
+        ),
+        (
+            FULL,
+            PROTOCOL | {"reference": "photos val"},
+            "reference photos val, not VIRTUAL_imagenet",
+        ),
+        (FULL, PROTOCOL | {"image_px": 512}, "not VIRTUAL_imagenet512.npz"),
+        (FULL, PROTOCOL | {"image_px": 64}, "ADM has none of this size"),
+        (FULL, PROTOCOL | {"reference_images": 320}, "reference of 320 images for 2,048 features"),
+        (FULL, PROTOCOL | {"rounding": "uint8, down"}, "rounding uint8, down, not uint8, nearest"),
+        (FULL, PROTOCOL | {"remarks": ["far too large"]}, "beware: far too large"),
         ({"fid": 9.0}, None, "unknown features"),
         ({"precision": 0.9}, PROTOCOL, "no FID"),
     ],

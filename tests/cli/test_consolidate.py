@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from varlit.cli import main as command_line
-from varlit.training import shard_files
+from varlit.training import sealing, shard_files
 
 WHOLE = torch.arange(20.0).reshape(5, 4)
 
@@ -82,7 +82,7 @@ def test_a_part_that_would_run_code_is_refused(
 def test_a_save_that_breaks_off_leaves_the_checkpoint_before_it(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_files.os, "replace", lambda *_: 1 / 0)
+    monkeypatch.setattr(sealing.os, "replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command_line.main(["consolidate", "big"])
     assert sorted(p.name for p in run.iterdir()) == ["last.ckpt", "last.parts"]

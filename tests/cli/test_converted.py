@@ -1,11 +1,17 @@
 """A converted tokenizer serves the verbs of its stage without a recipe or a checkpoint."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
+import varlit
 from varlit.cli import main as command_line
 from varlit.cli.converted import model_config, words_instead_of_a_recipe
 from varlit.data.digits import load_digits
@@ -43,11 +49,72 @@ def test_it_writes_the_cache_of_its_own_tokens_and_is_measured(tokenizer: VQVAE,
     assert "test/psnr" in capsys.readouterr().out
 
 
-def test_a_var_is_sent_to_the_verb_that_measures_it(tokenizer: VQVAE, capsys):
-    assert command_line.main(["var", "test", "--name", "d1"]) == 2
-    assert "varlit evaluate d1" in capsys.readouterr().err
+class Corners(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        flat = images.float().flatten(1) / 255
+        return flat[:, :4], flat[:, -4:] * 9
+
+
+def evaluation_words() -> dict[str, str]:
+    torch.jit.script(Corners()).save("corners.pt")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)
+    np.savez("real.npz", pixels)
+    return {
+        **{"quick": "20", "batch_size": "20", "reference": "real.npz"},
+        **{"network": "torchscript", "weights": "corners.pt", "trust_torchscript": "true"},
+    }
+
+
+def test_a_var_is_tested_without_recipe_or_cache_as_evaluate_does(
+    tokenizer: VQVAE, capsys, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setenv("VARLIT_CACHE", str(tmp_path / "cached"))
+    given = evaluation_words()
+    words = [word for k, v in given.items() for word in (f"--model.evaluation.{k}", v)]
+    assert command_line.main(["var", "test", "--name", "d1", "--gpus", "0", *words]) == 0
+    said = capsys.readouterr().out
+    assert "held-out loss and accuracy are left out" in said
+    assert "var test: d1: a quick look, 20 images" in said
+    tested = json.loads(Path("runs/d1/metrics.json").read_text())
+    given.pop("trust_torchscript")
+    words = [word for k, v in given.items() for word in (f"--{k}", v)]
+    assert command_line.main(["evaluate", "d1", *words, "--trust_torchscript"]) == 0
+    evaluated = json.loads(Path("runs/d1/metrics.json").read_text())
+    assert tested["protocol"]["protocol_hash"] == evaluated["protocol"]["protocol_hash"]
+    figures = {key: value for key, value in tested.items() if key.startswith("quick_")}
+    assert figures
+    assert figures == pytest.approx({key: evaluated[key] for key in figures}, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_test_of_a_converted_var(
+    tokenizer: VQVAE, capsys, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setenv("VARLIT_CACHE", str(tmp_path / "cached"))
+    words = [w for k, v in evaluation_words().items() for w in (f"--model.evaluation.{k}", v)]
+    words += ["--model.evaluation.batch_size", "5", "--gpus", "0"]
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    source = Path(varlit.__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "varlit", "var", "test", "--name", "d1", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
+        **{"capture_output": True, "text": True, "timeout": 300, "check": False},
+    )
+    assert done.returncode == 0, done.stderr
+    protocol = json.loads(Path("runs/d1/metrics.json").read_text())["protocol"]
+    assert (protocol["num_processes"], protocol["num_images"]) == (2, 20)
+
+
+def test_a_var_of_unknown_data_is_not_validated_and_one_without_tokenizer_not_tested(
+    tokenizer: VQVAE, capsys
+):
+    assert command_line.main(["var", "validate", "--name", "d1"]) == 2
+    assert "name a token cache with --data.tokens" in capsys.readouterr().err
     assert command_line.main(["tokenizer", "test", "--name", "d1"]) == 2
     assert "holds a var, not a model of stage tokenizer" in capsys.readouterr().err
+    save_var(VAR(VARConfig(depth=1, width=32, num_heads=2), SMALL, 10), None, Path("runs/alone"))
+    assert command_line.main(["var", "test", "--name", "alone", "--gpus", "0"]) == 2
+    assert "holds no tokenizer" in capsys.readouterr().err
 
 
 def test_every_field_of_the_shape_is_a_flag(tokenizer: VQVAE):

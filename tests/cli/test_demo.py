@@ -16,15 +16,16 @@ import torch
 from PIL import Image
 
 from varlit.checkpoints.pretrained import PretrainedVAR, load
-from varlit.cli import demo
+from varlit.cli import demo, sample
 from varlit.cli import main as command_line
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.page.command import Opened
+from varlit.page.command import command_line as command_line_of
 from varlit.page.drawing import Studio
-from varlit.page.requests import parse_request
+from varlit.page.requests import Bounds, parse_request
 from varlit.page.server import PageServer
 
 TOKENIZER = TokenizerConfig(
@@ -86,7 +87,45 @@ def test_the_copied_command_draws_what_the_page_shows(studio, label, tmp_path, m
         assert (sheet[margin : margin + tile : 3, right - tile : right : 3] == picture).all()
 
 
-@pytest.mark.parametrize("flags", [{"keep_rest": True}, {"hide_masked": True}])
+def test_the_copied_command_guides_as_the_page_does(studio, tmp_path, monkeypatch):
+    line, shown = drawn(studio, guidance="constant", num_variants=1)
+    typed(line, monkeypatch, tmp_path)
+    sheet = np.asarray(Image.open(tmp_path / "samples.png"))
+    tile = sheet[28 : 28 + 3 * SIDE_PX : 3, -28 - 3 * SIDE_PX : -28 : 3]
+    assert (tile == shown[0]).all()
+    assert (drawn(studio, num_variants=1)[1][0] != shown[0]).any()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("none", "-x", "#1", "bee"),
+        ("None", "a, b", "1", "0"),
+        ("2", "2, of two", "1", "A"),
+        ("--root", "", "a", "A"),
+        ("twin", "twin", " odd ", "cow's; rm -rf ~"),
+    ],
+)
+def test_page_and_command_mean_the_same_class_whatever_it_is_called(names):
+    opened, count = Opened("var", len(names), names), len(names)
+    for label in range(count + 1):
+        fields = {"label": None if label == count else label, "cfg_scale": 1.5, "top_k": 0}
+        fields |= {"top_p": 0.9, "seed": 0, "num_variants": 1}
+        request = parse_request(json.dumps(fields).encode(), Bounds(count, SIDE_PX))
+        words = shlex.split(command_line_of(request, opened))
+        typed_classes = sample.build_parser().parse_args(words[2:]).classes
+        assert sample.parse_classes(typed_classes, count, names) == [label]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"keep_rest": True},
+        {"hide_masked": True},
+        {"free_first_scale": True},
+        {"refit_known": True, "free_first_scale": True},
+    ],
+)
 def test_the_copied_command_edits_what_the_page_shows(studio, flags, tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 255, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     mask = np.zeros((SIDE_PX, SIDE_PX), dtype=np.uint8)

@@ -1,6 +1,8 @@
 """`varlit edit` on a small random model: photos of any kind, masks, boxes, canvases, mistakes."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,6 @@ import torch
 from PIL import Image
 
 from varlit.cli import main as command_line
-from varlit.cli.edit_inputs import box_mask, check_mask, extent, read_mask, read_photo
-from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
 from varlit.models.var import VAR
@@ -77,9 +77,58 @@ def test_the_next_line_is_the_same_command_for_the_next_seeds(
     assert run(*words, "--variants", 2) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("next: "))
     again = shlex.split(line)[1:]
-    assert again[again.index("edit") :][-2:] == ["--seed", "5"]
-    assert again.count("--seed") == 1
-    assert run(*again[again.index("edit") :]) == 0
+    again = again[again.index("edit") :]
+    sheet = tmp_path / "e-seed5.png"
+    assert again[-4:] == ["--seed", "5", "--out", str(sheet)]
+    assert (again.count("--seed"), again.count("--out")) == (1, 1)
+    before = out.read_bytes()
+    assert run(*again) == 0
+    assert out.read_bytes() == before, "the sheet just made is not written over"
+    assert sheet.exists()
+
+
+def test_photo_and_mask_are_not_written_over(runs: Path, photo: Path, tmp_path: Path, capsys):
+    mask = tmp_path / "sheet-8.png"
+    Image.new("L", (SIDE, SIDE), 255).save(mask)
+    (tmp_path / "link.png").hardlink_to(photo)
+    before = photo.read_bytes(), mask.read_bytes()
+    words = ["edit", "var", photo, "--root", runs, "--mask", mask, "--seed", 7, "--variants", 2]
+    each = ["--out", tmp_path / "sheet.png", "--save_each"]
+    for more in (["--out", photo], ["--out", tmp_path / "link.png"], ["--out", mask], each):
+        assert run(*words, *more) == 2
+        assert "is read here and would be overwritten" in capsys.readouterr().err
+    assert (photo.read_bytes(), mask.read_bytes()) == before
+    assert run(*words[:-4], "--variants", 1, *each) == 0
+
+
+def test_warnings_are_one_line_without_source(runs: Path, photo: Path, tmp_path: Path):
+    words = ["edit", "var", photo, "--root", runs, "--box", "0,0,1,1", "--variants", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "varlit", *map(str, words), "--out", str(tmp_path / "e.png")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("varlit: warning: everything is to be drawn")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--box", "0,0,.5,1", "--top_p", "2"], "top_p must lie in 0..1"),
+        (["--box", "0,0,.5,1", "--paste", "--feather_px", "-1"], "feather_px must be"),
+        (["--box", "0,0,.5,1", "--seed", "9223372036854775807"], "got 9223372036854775807"),
+        (["--outpaint", "left", "--seed", "9223372036854775800"], "got 9223372036854775800"),
+        (["--outpaint", "left", "--seed", "-9223372036854775800"], "got -9223372036854775800"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_it_is_read(
+    photo: Path, tmp_path: Path, words: list[str], said: str, monkeypatch, capsys
+):
+    monkeypatch.setattr("varlit.checkpoints.pretrained.load", lambda *_: 1 / 0)
+    assert run("edit", "var", photo, *words, "--out", tmp_path / "x.png") == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
@@ -91,31 +140,6 @@ def test_photos_of_any_mode_and_ratio_are_edited(runs: Path, tmp_path: Path, mod
     out = tmp_path / "e.png"
     assert run("edit", "var", path, "--root", runs, "--box", "0,0,1,.5", "--out", out) == 0
     assert "50x23 px, its centre, 23x23 px, as 16x16" in capsys.readouterr().out
-
-
-def test_a_turned_photo_is_seen_upright_and_its_mask_with_it(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20), 90).save(tmp_path / "turned.jpg", exif=exif)
-    photo = read_photo(tmp_path / "turned.jpg", SIDE)
-    assert photo.file_size == (20, 40)
-    mask = Image.new("L", (20, 40))
-    mask.paste(255, (0, 10, 10, 30))  # of the centre square 10..30 the left half
-    mask.save(tmp_path / "mask.png")
-    seen = read_mask(tmp_path / "mask.png", photo)
-    assert seen[:, : SIDE // 2].all()
-    assert not seen[:, SIDE // 2 :].any()
-
-
-def test_a_mask_is_cut_like_the_photo_and_never_blurred(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    grey = rng.integers(0, 2, (3 * SIDE, 9 * SIDE), dtype=np.uint8) * 255
-    Image.fromarray(grey).convert("RGB").save(tmp_path / "photo.png")
-    Image.fromarray(grey).save(tmp_path / "mask.png")
-    photo = read_photo(tmp_path / "photo.png", SIDE)
-    seen = read_mask(tmp_path / "mask.png", photo)
-    centre = grey[:, 3 * SIDE : 6 * SIDE][1::3, 1::3]
-    assert np.array_equal(seen.numpy(), centre > 127)
 
 
 def test_a_mask_and_its_inversion_share_the_picture(
@@ -142,6 +166,7 @@ def test_a_mask_and_its_inversion_share_the_picture(
         (["--outpaint", "3:1"], (48, 16)),
         (["--place", "0.5"], (16, 16)),
         (["--place", "0.5", "--outpaint", "2:1"], (32, 16)),
+        (["--place", "0.4", "--outpaint", "left"], (16, 16)),
     ],
 )
 def test_a_canvas_beyond_the_photo_is_drawn(
@@ -152,38 +177,6 @@ def test_a_canvas_beyond_the_photo_is_drawn(
     assert run(*common, *words) == 0
     assert f"on a canvas of {size[0]}x{size[1]}" in capsys.readouterr().out
     assert Image.open(tmp_path / "e-0.png").size == size
-
-
-def test_canvases_grow_beyond_sides_and_to_ratios():
-    assert extent("left,top", 0.5, (16, 24), 16).canvas == (24, 36)
-    assert extent("left,top", 0.5, (16, 24), 16).corner == (8, 12)
-    assert extent("all", 0.25, (16, 16), 16).canvas == (24, 24)
-    assert extent("2:1", 0.5, (16, 16), 16).canvas == (16, 32)
-    assert extent("2:1", 0.5, (16, 16), 16).corner == (0, 8)
-    assert extent("1:2", 0.5, (16, 24), 16).canvas == (48, 24)
-    assert extent("16:9", 0.5, (256, 256), 256).canvas == (256, 456)
-
-
-def test_a_box_is_left_top_right_bottom():
-    mask = box_mask("0.5, 0, 1, 0.25", 8)
-    assert mask.nonzero().tolist() == [[y, x] for y in (0, 1) for x in (4, 5, 6, 7)]
-
-
-@pytest.mark.parametrize(
-    "box", ["0,0,1", "a,0,1,1", "-.1,0,1,1", "0,0,1.1,1", ".5,0,.5,1", "nan,0,1,1"]
-)
-def test_a_box_outside_the_picture_or_empty_is_refused(box: str):
-    with pytest.raises(
-        UserError, match=r"--box: got .*expected --box left,top,right,bottom in 0..1"
-    ):
-        box_mask(box, 8)
-
-
-def test_a_mask_of_nothing_is_refused_and_one_of_everything_is_said():
-    with pytest.raises(UserError, match="nothing is to be drawn"):
-        check_mask(box_mask("0,0,0.01,0.01", 8))
-    with pytest.warns(UserWarning, match="everything is to be drawn"):
-        check_mask(box_mask("0,0,1,1", 8))
 
 
 @pytest.mark.parametrize(
@@ -209,9 +202,14 @@ def test_a_mask_of_nothing_is_refused_and_one_of_everything_is_said():
         (["edit", "var", "PHOTO", "--outpaint", "0:1"], "got `0:1`, expected some of"),
         (["edit", "var", "PHOTO", "--outpaint", "99:1"], "expected a ratio up to 16:1"),
         (["edit", "var", "PHOTO", "--outpaint", "left", "--extend", "0"], "--extend must lie"),
-        (["edit", "var", "PHOTO", "--outpaint", "left", "--place", ".4"], "draws 16x16 px"),
         (["edit", "var", "PHOTO", "--place", "2"], "--place must lie above 0 and up to 1"),
         (["edit", "var", "PHOTO", "--place", ".5", "--invert"], "--outpaint has neither"),
+        (["edit", "var", "PHOTO", "--place", ".5", "--paste"], "--paste is for a --box or --mask"),
+        (["edit", "var", "PHOTO", "--outpaint", "all", "--hide_masked"], "--hide_masked is for"),
+        (["edit", "var", "PHOTO", "--outpaint", "2:1", "--refit_known"], "--refit_known is for"),
+        (["edit", "var", "PHOTO", "--outpaint", "2:1", "--extend", "1"], "changes nothing"),
+        (["edit", "var", "PHOTO", "--box", "0,0,.5,1", "--extend", "0.5"], "changes nothing"),
+        (["edit", "var", "PHOTO", "--place", "0.5", "--extend", "0.5"], "changes nothing"),
         (["edit", "var", "PHOTO", "--box", "0,0,.5,1", "--out", "x.gif"], "a .png file"),
     ],
 )
@@ -250,3 +248,13 @@ def test_too_little_memory_is_answered_with_a_batch_that_fits(
     assert run(*words, "--box", "0,0,.5,1", "--variants", 4) == 2
     assert "batch_size 1 was tried and fits" in capsys.readouterr().err
     assert run(*words, "--box", "0,0,.5,1", "--variants", 4, "--batch_size", 1) == 0
+
+
+@pytest.mark.parametrize("what", [("--box", "0,0,.5,1"), ("--place", ".4")])
+def test_in_half_precision_weights_are_cast_once(
+    runs: Path, photo: Path, tmp_path: Path, casts, what: tuple[str, str]
+):
+    words = ["edit", "var", photo, "--root", runs, "--out", tmp_path / "x.png", "--batch_size", 1]
+    with casts(shape=(96, 32)) as seen:  # queries, keys and values of a block
+        assert run(*words, *what, "--precision", "bf16", "--device", "cpu") == 0
+    assert seen.most == 1

@@ -56,15 +56,23 @@ def test_a_folder_without_a_recipe_is_measured(runs: Path, capsys):
     words = ["evaluate", "var", "--root", runs, "--quick", 24, "--reference", runs / "real.npz"]
     assert run(*words, *NETWORK, "--batch_size", 24) == 0
     said = capsys.readouterr().out
-    for line in ("quick_frechet_tinted", "a quick look", "guidance 1.5 (var)", "real.npz, 40 im"):
+    for line in (
+        "quick Frechet distance (tinted)",
+        "var: a quick look, 24 images",
+        "guidance 1.5 (var)",
+        "real.npz, 40 im",
+    ):
         assert line in said
     first = json.loads((runs / "var" / "metrics.json").read_text())
     assert first["protocol"]["sampling"]["cfg_scale"] == 1.5
     assert first["protocol"]["num_images"] == 24
     assert first["protocol"]["is_quick"]
+    assert first["protocol"]["drawn"] == "eager"
     out = runs / "deep" / "m.json"
     assert run(*words, *NETWORK, "--batch_size", 5, "--out", out) == 0
     again = json.loads(out.read_text())
+    assert not (out.parent / "evaluation").exists(), "--out moves the figures and not what is drawn"
+    assert len(list((runs / "var" / "evaluation").iterdir())) == 1
     name = "quick_frechet_tinted"
     assert again[name] == pytest.approx(first[name], rel=1e-3)
     assert again["protocol"]["protocol_hash"] == first["protocol"]["protocol_hash"]
@@ -89,7 +97,7 @@ def test_chosen_images_are_told_from_all_everywhere(runs: Path, choosing, capsys
     words = ["evaluate", "var", "--root", runs, "--quick", 24, "--reference", runs / "real.npz"]
     assert run(*words, *NETWORK, *choosing, "--batch_size", 24) == 0
     said = capsys.readouterr().out
-    assert "var-re (rejection sampling, keep 0.25): 24 images" in said
+    assert "var-re (rejection sampling, keep 0.25): a quick look, 24 images" in said
     assert "keep 0.25 by toy cccccccc, in groups of 50; its outputs: class i is output i" in said
     assert "kept 24 of 96 images drawn (25.0%)" in said
     first = json.loads((runs / "var" / "metrics.json").read_text())
@@ -245,6 +253,24 @@ def test_a_sweep_says_that_its_images_are_chosen(runs: Path, choosing, capsys):
     told = json.loads((runs / "var" / "sweep.json").read_text())
     for point in told["points"]:
         assert point["protocol"]["rejection_cost"]["images_drawn"] == 96
+
+
+def test_the_pictures_of_a_sweep_say_all_by_themselves(runs: Path, choosing, monkeypatch):
+    told: list[tuple[dict, dict]] = []
+
+    def watch(series, **words):
+        told.append((series, words))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr("varlit.viz.plots.lines", watch)
+    words = ["var", "sweep", "var", "--root", runs, "--quick", 24, *NETWORK, *choosing]
+    assert run(*words, "--reference", runs / "real.npz", "--cfg_scale", "3,0") == 0
+    assert len(told) == 2
+    for series, words in told:
+        assert words["marks"] == {name: ["0", "3"] for name in series}
+        assert words["title"].startswith("Quick look: ")
+        for part in ("rejection sampling, keep 0.25", "against real.npz", "seen by tinted"):
+            assert part in words["caption"]
 
 
 def test_one_gpu_of_several_draws_and_this_is_said(capsys, monkeypatch):

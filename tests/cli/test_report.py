@@ -1,6 +1,6 @@
 """Tables as they are printed: published figures beside ours, and the protocol below."""
 
-from varlit.cli.report import print_protocol, print_table, told_choice
+from varlit.cli.report import print_protocol, print_table, told_choice, told_quick
 from varlit.generation.rejection_rule import RejectionCost
 
 PROTOCOL = {
@@ -36,6 +36,34 @@ def test_published_figures_stand_in_their_columns(capsys):
         ["sfid", "6.1", "-", "-"],
     ]
     assert {len(row) for row in rows} == {len(heads)}
+
+
+def test_names_for_people_come_first_in_their_order(capsys):
+    measures = {"test/loss/mean": 5.0, "fid": 3.47, "inception_score_mean": 280.0}
+    titles = {"fid": "FID", "inception_score_mean": "IS", "precision": "precision"}
+    print_table("d16", measures, {"paper": {"fid": 3.3}}, titles)
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == ["FID", "IS", "test/loss/mean"]
+
+
+def test_a_title_says_that_it_was_a_quick_look():
+    assert told_quick({"is_quick": True, "num_images": 5000}) == ": a quick look, 5,000 images"
+    assert told_quick({"is_quick": False}) == told_quick({}) == ""
+
+
+def test_splits_subsets_rows_and_versions_are_printed(capsys):
+    measuring = {
+        **{"score_splits": 10, "score_seed": 2020, "kid_subsets": 100, "kid_subset_size": 1000},
+        **{"kid_seed": 2021, "neighbours": 3, "sample_rows": 9000, "precision_images": 8000},
+        **{"recall_images": 7000, "versions": {"torch": "2.0", "Pillow": "12.1"}},
+    }
+    print_protocol(PROTOCOL | measuring)
+    said = capsys.readouterr().out
+    assert "IS over 10 shuffled splits, seed 2020" in said
+    assert "KID over 100 subsets of 1,000, seed 2021, of 9,000 rows" in said
+    assert "k = 3 of 8,000 drawn and 7,000 real" in said
+    assert "torch 2.0, Pillow 12.1" in said
+    assert "no published figure compares: number of images not told" in said
 
 
 def test_the_protocol_is_printed_with_all_references_and_remarks(capsys):

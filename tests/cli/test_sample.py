@@ -1,5 +1,6 @@
 """`varlit sample` and `varlit reconstruct` on small random models."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from PIL import Image, ImageSequence
 
 from varlit.cli import main as command_line
 from varlit.cli.arguments import check_writable
-from varlit.cli.sample import class_name, parse_classes
 from varlit.errors import UserError
 from varlit.generation.sampler import Drawn, Sampler
 from varlit.models.classifier import Classifier
@@ -83,6 +83,8 @@ def test_reconstructions_of_files_of_any_kind_are_drawn(
         (["sample", "vra"], "did you mean `var`?"),
         (["sample", "var", "--classes", "dog"], "expected 0..2 or names such as ant"),
         (["sample", "var", "--top_p", "2"], "top_p must lie in 0..1"),
+        (["sample", "var", "--classes", "ant,0"], "`0` is given twice"),
+        (["sample", "var", "--seed", "9223372036854775807"], "--seed: got 9223372036854775807"),
         (["sample", "var", "--cfg_scael", "2"], "did you mean `--cfg_scale`?"),
         (["sample", "var", "--per_class", "0"], "--per_class must be at least 1"),
         (["sample", "var", "--batch_size", "0"], "--batch_size must be at least 1"),
@@ -151,7 +153,7 @@ def test_fast_is_taken_where_it_can_be_had_and_said_where_not(
     asked = []
     monkeypatch.setattr(
         "varlit.generation.compiled.open_sampler",
-        lambda var, tokenizer, fast, num_images: asked.append((fast, num_images)) or 1 / 0,
+        lambda var, tokenizer, fast, dtype, num_images: asked.append((fast, num_images)) or 1 / 0,
     )
     for flags in ((), ("--fast",), ("--no_fast",)):
         with pytest.raises(ZeroDivisionError):
@@ -169,6 +171,43 @@ def test_drawing_among_sorted_codes_draws_others_and_greedy_the_same(runs: Path,
             pictures.append(pixels(out))
     assert (pictures[0] == pictures[2]).all(), "one code is left"
     assert not (pictures[1] == pictures[3]).all()
+
+
+def next_words(said: str) -> list[str]:
+    line = next(line for line in said.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    return words[words.index("sample") :]
+
+
+def test_the_next_line_keeps_every_flag_and_writes_another_picture(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "s.png"
+    words = ["sample", "var", "--root", runs, "--classes", "bee", "--per_class", 2, "--top_k", 5]
+    assert run(*words, "--seed=3", f"--out={out}", "--guidance", "constant") == 0
+    first, again = pixels(out), next_words(capsys.readouterr().out)
+    shared = [str(word) for word in words] + ["--guidance", "constant"]
+    assert again == [*shared, "--seed", "5", "--out", str(tmp_path / "s-seed5.png")]
+    assert run(*again) == 0
+    third = next_words(capsys.readouterr().out)
+    assert third[-3:] == ["7", "--out", str(tmp_path / "s-seed7.png")]
+    assert (pixels(out) == first).all()
+    assert not (pixels(tmp_path / "s-seed5.png") == first).all()
+
+
+def test_the_photo_that_is_started_from_is_not_written_over(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    photo = tmp_path / "s-growing.png"
+    Image.new("RGB", (16, 16), "red").save(photo)
+    (tmp_path / "link.png").symlink_to(photo)
+    before = photo.read_bytes()
+    words = ["sample", "var", "--root", runs, "--per_class", 1, "--from", photo, "--out"]
+    for more in ([photo], [tmp_path / "link.png"], [tmp_path / "s.png", "--growing"]):
+        assert run(*words, *more) == 2
+        assert "is read here and would be overwritten" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+    assert run(*words, tmp_path / "s.png") == 0
 
 
 def gif_frames(path: Path) -> list[np.ndarray]:
@@ -218,7 +257,7 @@ def test_pictures_start_from_the_coarse_scales_of_a_photo(
     coarse = drawn.frames[1]
     torch.testing.assert_close(coarse, start.coarse.expand_as(coarse))
     said = capsys.readouterr().out
-    assert f"--from '{photo}' --keep_scales 2" in said
+    assert f"--from '{photo}' --gif --keep_scales 2 --classes bee,none" in said
     assert run(*words) == 0
     assert shown[1][1] == ["no class"]
     assert shown[1][4].keep_scales == 1, "half of three"
@@ -274,33 +313,12 @@ def test_a_start_that_cannot_be_made_is_refused_before_anything_is_drawn(
     assert "Traceback" not in error
 
 
-def test_a_class_called_none_is_a_class():
-    assert parse_classes("none,1", 3, []) == [3, 1]
-    assert parse_classes("none", 2, ["some", "None"]) == [1]
-    assert class_name(3, [], 3) == "no class"
-
-
 def test_a_folder_without_the_right_to_write_stops_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("varlit.cli.arguments.os.access", lambda *_: False)
     with pytest.raises(UserError, match="no right to write in"):
         check_writable(tmp_path / "x.png")
-
-
-def test_classes_are_read_by_number_and_by_name():
-    assert parse_classes("2,bee", 3, ["ant", "bee", "cow"]) == [2, 1]
-    assert parse_classes("", 3, []) == [0, 1, 2]
-    with pytest.raises(UserError, match=r"expected 0\.\.2"):
-        parse_classes("3", 3, [])
-
-
-def test_names_of_classes_are_found_whatever_their_case():
-    names = ["Dogs", "cats", "Crane", "crane"]
-    assert parse_classes("dogs, CATS,Dogs", 4, names) == [0, 1, 0]
-    assert parse_classes("crane,Crane", 4, names) == [3, 2]
-    with pytest.raises(UserError, match=r"got `CRANE`, expected 0\.\.3 or names such as Dogs"):
-        parse_classes("CRANE", 4, names)
 
 
 def judge(outputs: int, names: tuple[str, ...] = ()):
@@ -373,3 +391,11 @@ def test_a_choice_that_cannot_be_made_is_refused_before_anything_is_drawn(
     out = tmp_path / "s.png"
     assert run("sample", "var", "--root", runs, "--out", out, *words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_in_half_precision_weights_are_cast_once(runs: Path, tmp_path: Path, casts):
+    words = ["sample", "var", "--root", runs, "--out", tmp_path / "x.png", "--batch_size", 2]
+    width = 32
+    with casts(shape=(3 * width, width)) as seen:  # queries, keys and values of a block
+        assert run(*words, "--precision", "bf16", "--device", "cpu") == 0
+    assert seen.most == 1

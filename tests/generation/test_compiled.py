@@ -1,5 +1,6 @@
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from varlit.generation.compiled import FastSampler, open_sampler
 from varlit.generation.editing import KnownTokens, known_outside
 from varlit.generation.random_numbers import GivenUniforms
 from varlit.generation.sampler import ImageSeeds, Sampler, SamplingSettings
+from varlit.models.decoder_speed import DecoderChoice, DecoderTiming
 
 LABELS = torch.tensor([0, 1, 2, 1])
 SEEDS = [7, 8, 9, 10]
@@ -274,6 +276,42 @@ def test_the_plain_sampler_too_casts_weights_once(sampler):
     with torch.autocast("cpu", torch.bfloat16):
         expected = seeded(sampler)
     assert torch.equal(seeded(found).tokens, expected.tokens)
+
+
+def test_what_is_not_recorded_is_drawn_from_weights_cast_once(sampler, recorder, casts):
+    sampler.var.requires_grad_(False)  # the autocast of a frozen weight remembers nothing
+    fast = FastSampler(sampler.var, sampler.tokenizer, None, "none", recorder)
+    with torch.autocast("cpu", torch.bfloat16), casts(sampler.var) as first:
+        expected = [step.tokens for step in fast.steps(LABELS, GUIDED, ImageSeeds(SEEDS))]
+        assert first.most == 1
+    with torch.autocast("cpu", torch.bfloat16), casts(sampler.var) as again:
+        steps = [step.tokens for step in fast.steps(LABELS, GUIDED, ImageSeeds(SEEDS))]
+        fast.plain().draw(LABELS, SMOOTH, ImageSeeds(SEEDS))
+        assert again.most == 0
+        plain = [step.tokens for step in sampler.steps(LABELS, GUIDED, ImageSeeds(SEEDS))]
+        assert again.most > 1, "autocast casts at every step, or this could not fail"
+    for tokens, same, by_autocast in zip(steps, expected, plain, strict=True):
+        assert torch.equal(tokens, same)
+        assert torch.equal(tokens, by_autocast)
+
+
+def test_the_clock_chooses_a_decoder_only_where_it_is_asked(sampler, recorder, monkeypatch):
+    timed = []
+    choice = DecoderChoice((DecoderTiming("fp32", 1.0, 0.0),), ())
+    monkeypatch.setattr(compiled, "choose_decoder", lambda *_: timed.append(1) or choice)
+    networks = sampler.var, sampler.tokenizer, torch.bfloat16, "none", recorder
+    seeded(FastSampler(*networks))
+    assert not timed
+    seeded(FastSampler(*networks, times_decoders=True))
+    assert timed
+    made = []
+    monkeypatch.setattr(
+        compiled, "FastSampler", lambda *_, times_decoders: made.append(times_decoders)
+    )
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    for fast in (None, True):
+        open_sampler(on_gpu, sampler.tokenizer, fast, num_images=10**6)
+    assert made == [False, True]
 
 
 @pytest.mark.slow

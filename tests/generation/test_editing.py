@@ -91,6 +91,14 @@ def test_a_mask_of_another_size_is_refused(sampler, shape):
         latent_mask(torch.zeros(shape), 2, sampler.tokenizer)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_mask_of_what_is_no_number_is_refused(sampler, value):
+    mask = torch.zeros(8, 8)
+    mask[3, 3] = value
+    with pytest.raises(UserError, match="mask must be bool or numbers in"):
+        latent_mask(mask, 2, sampler.tokenizer)
+
+
 def test_known_tokens_of_another_shape_are_refused():
     with pytest.raises(UserError, match="must have one shape"):
         KnownTokens(torch.zeros(1, 21, dtype=torch.long), torch.zeros(1, 20, dtype=torch.bool))

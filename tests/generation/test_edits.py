@@ -5,6 +5,7 @@ from varlit.errors import UserError
 from varlit.generation.edits import EditSettings, class_of_each, draw_edits
 from varlit.generation.requests import Request
 from varlit.generation.sampler import SamplingSettings
+from varlit.models.vqvae import VQVAE
 from varlit.ops.blending import feather
 
 SETTINGS = SamplingSettings(cfg_scale=1.0, top_k=0, top_p=0.0)
@@ -104,6 +105,44 @@ def test_the_images_given_are_left_as_they_were(sampler, images, half):
 def test_settings_that_cannot_be_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         EditSettings(**fields)
+
+
+def test_a_seed_that_draws_one_picture_twice_is_refused(sampler, images, half):
+    with pytest.raises(UserError, match="seed 0 is given 2 times for label 3 of image 0"):
+        edit(sampler, images[:1], half, seed=[0, 0], variants=2)
+    # The same seed for another image, or another label of it, draws another picture.
+    assert len(edit(sampler, images, half, [1, 1], seed=[0, 0]).images) == 2
+    assert len(edit(sampler, images, half, seed=[0, 1, 0, 1], variants=2).images) == 4
+
+
+def test_an_empty_mask_is_said(sampler, images):
+    with pytest.warns(UserWarning, match="the mask is empty, so nothing is drawn anew"):
+        edit(sampler, images, torch.zeros(8, 8))
+
+
+@pytest.mark.parametrize("num_images", [1, 4])
+def test_too_little_memory_to_encode_names_a_batch_that_fits(
+    sampler, half, monkeypatch, num_images
+):
+    encode = VQVAE.encode
+
+    def too_small_a_card(self, images):
+        if len(images) > num_images // 2:
+            raise torch.OutOfMemoryError
+        return encode(self, images)
+
+    monkeypatch.setattr(VQVAE, "encode", too_small_a_card)
+    four = torch.zeros(num_images, 3, 8, 8)
+    for mask in (half, half.expand(num_images, 8, 8)):
+        told = "batch_size 2 was tried and fits" if num_images == 4 else "even with one image"
+        with pytest.raises(UserError, match=f"out of GPU memory.*{told}"):
+            edit(sampler, four, mask, batch_size=num_images)
+
+
+@pytest.mark.parametrize("batch_size", [1.5, 0, "2", True])
+def test_a_batch_size_that_is_no_number_of_images_is_refused(sampler, images, half, batch_size):
+    with pytest.raises(UserError, match="batch_size must be"):
+        edit(sampler, images, half, batch_size=batch_size)
 
 
 def test_a_picture_of_another_size_or_ratio_is_refused(sampler):

@@ -120,3 +120,34 @@ def test_an_impossible_overlap_is_refused(sampler, overlap):
     placed = place(torch.zeros(1, 3, 8, 8), (8, 16))
     with pytest.raises(UserError, match="overlap must lie between 0 and 1"):
         draw_around(sampler.var, request, placed, None, SETTINGS, EditSettings(), overlap)
+
+
+@pytest.mark.parametrize(
+    ("canvas", "corner", "message"),
+    [
+        (64, None, r"canvas must be \(height, width\).*got 64"),
+        ("16", None, "canvas must be"),
+        ((8, 8, 8), None, "canvas must be"),
+        ((32.0, 64.0), None, r"each number of canvas must be a whole number; got 32\.0"),
+        ((10**7, 10**7), None, "may have 67,108,864 pixels.*got 10000000x10000000"),
+        ((8, 16), (0, 1.5), r"each number of corner must be a whole number; got 1\.5"),
+        ((8, 16), 3, r"corner must be \(y, x\)"),
+        ((-8, 16), None, "does not lie inside"),
+    ],
+)
+def test_what_is_no_canvas_or_no_corner_is_refused(canvas, corner, message):
+    with pytest.raises(UserError, match=message):
+        place(torch.zeros(1, 3, 8, 8), canvas, corner)
+
+
+def test_a_canvas_may_be_a_list_or_the_shape_of_a_tensor():
+    images = torch.zeros(1, 3, 8, 8)
+    for canvas in ([8, 16], torch.zeros(8, 16).shape, (torch.tensor(8), 16)):
+        assert place(images, canvas, [0, 8]).images.shape == (1, 3, 8, 16)
+
+
+def test_a_seed_that_draws_one_canvas_twice_is_refused(sampler):
+    images = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(UserError, match="seed 0 is given 2 times for label 3 of image 0"):
+        outpaint(sampler, images[:1], (8, 16), seed=[0, 0], variants=2)
+    assert len(outpaint(sampler, images, (8, 16), seed=[0, 0])) == 2

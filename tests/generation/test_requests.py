@@ -105,6 +105,13 @@ def test_a_batch_that_does_not_fit_names_one_that_does(sampler, monkeypatch, is_
         draw_request(sampler.var, stream, labels, FREE, given)
 
 
+@pytest.mark.parametrize("batch_size", [1.5, "2", None, True])
+def test_a_batch_size_that_is_no_whole_number_is_refused(sampler, batch_size):
+    request = Request(sampler.tokenizer, 0, None, batch_size)
+    with pytest.raises(UserError, match="batch_size must be a whole number; got"):
+        draw_request(sampler.var, request, LABELS, FREE)
+
+
 @pytest.mark.parametrize("seed", [1.5, "a", [1.5], [None], [True]])
 def test_a_seed_that_is_no_whole_number_is_refused(seed):
     with pytest.raises(UserError, match="a seed must be a whole number"):

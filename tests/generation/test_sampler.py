@@ -316,3 +316,10 @@ def test_a_batch_that_is_left_half_way_is_freed(sampler):
     del steps
     gc.collect()
     assert kept() is None
+
+
+def test_labels_are_checked_before_they_reach_a_device(sampler, monkeypatch):
+    # On a GPU a label out of range would end the process; `meta` would answer with nonsense.
+    monkeypatch.setattr(type(sampler.var), "device", torch.device("meta"))
+    with pytest.raises(UserError, match=r"labels must lie in 0\.\.2"):
+        next(sampler.steps(torch.tensor([0, 7]), SamplingSettings()))

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,12 @@ def test_a_reference_of_statistics_alone_leaves_out_what_needs_images(network, r
     assert found.spatial_frechet is found.precision is found.kernel_mean is None
     assert found.score_mean is not None
     assert "precision_images" not in found.protocol
+    (remark,) = found.remarks
+    assert "the reference stats holds statistics of images and not their size" in remark
+    assert measure(gathered(network, 50, seed=1), reference, SETTINGS).remarks == ()
+    unknown = replace(alone, pool=replace(alone.pool, count=None))
+    (remark,) = measure(gathered(network, 50, seed=1), unknown, SETTINGS).remarks
+    assert "not their number and size: one of another size would not be noticed" in remark
 
 
 def test_samples_of_another_size_than_the_reference_are_refused(network, reference):

@@ -1,6 +1,7 @@
 """The same numbers as torch-fidelity, through all of its own code and all of ours."""
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.inception import open_inception
 from varlit.metrics.measures import MeasureSettings, measure
 from varlit.metrics.mobilenet import open_mobilenet
+from varlit.metrics.networks import FeatureNetwork
 from varlit.metrics.references import make_reference
 from varlit.models.mobilenet import MOBILENET_FILE
 
@@ -116,3 +118,33 @@ def test_real_features_of_photos_give_the_numbers_of_torch_fidelity_s_formulas()
     for name, theirs in pairs.items():
         print(f"{found.title(name)}: ours {getattr(found, name)!r}, theirs {expected[theirs]!r}")
         assert getattr(found, name) == pytest.approx(expected[theirs], rel=1e-4), name
+
+
+def test_more_images_than_were_once_kept_are_all_looked_at_as_torch_fidelity_does():
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    class Pixels(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.float().flatten(1)[:, :12] / 255
+
+    generator, count = torch.Generator().manual_seed(0), 300
+    draw = [torch.randint(top, (count, 3, 4, 4), generator=generator) for top in (256, 200)]
+    network = FeatureNetwork(Pixels(), "pixels")
+    fake, real = sets = [ImageFeatures(network) for _ in range(2)]
+    for features, images in zip(sets, draw, strict=True):
+        features.update(torch.arange(count), images.to(torch.uint8))
+    settings = MeasureSettings(kid_subset_size=50, neighbour_images=100, allow_few=True)
+    # torch-fidelity takes all real ones too; ADM's files hold fewer of them than of samples.
+    for limit, kept in ((0, count), (100, 100)):
+        reference = make_reference(real, "real", "0")
+        found = measure(fake, reference, replace(settings, neighbour_images=limit))
+        rows = [fake.rows.rows, reference.subset(kept)]
+        expected = prc_features_to_metric(*rows, verbose=False)
+        assert found.precision == pytest.approx(expected["precision"], rel=1e-4)
+        assert found.recall == pytest.approx(expected["recall"], rel=1e-4)
+        told = (found.protocol["precision_images"], found.protocol["recall_images"])
+        assert told == (count, kept)
+        rows = [features.rows.rows.double() for features in sets]
+        expected = kid_features_to_metric(*rows, kid_subset_size=50, verbose=False)
+        assert found.kernel_mean == pytest.approx(expected["kernel_inception_distance_mean"])

@@ -10,9 +10,10 @@ TWO_PROCESSES = """
 import sys, torch
 from torch import distributed
 from varlit.metrics.codebook import CodebookUsage
-from varlit.metrics.fid import InceptionMetrics
+from varlit.metrics.networks import FeatureNetwork
 from varlit.metrics.ranks import concatenate_over_ranks, sum_over_ranks
 from varlit.ops.scales import Scales
+from varlit.training.reconstruction_distance import ReconstructionDistance
 
 rank, store = int(sys.argv[1]), sys.argv[2]
 scales = Scales((1, 2))
@@ -28,10 +29,9 @@ class Network(torch.nn.Module):
 def measure(part):
     usage = CodebookUsage(scales, 8)
     usage.update(tokens[part])
-    metrics = InceptionMetrics(feature_network=Network)
+    metrics = ReconstructionDistance(FeatureNetwork(Network(), "means"))
     if len(images[part]):
-        metrics.update_reference(images[part])
-        metrics.update(1 - images[part].abs())
+        metrics.update(images[part], 1 - images[part].abs())
     return usage.compute(), metrics.compute()
 
 usage, report = measure(slice(None))  # one process, everything
@@ -42,8 +42,7 @@ for parts in ((slice(0, 2), slice(2, None)), (slice(None), slice(0, 0))):
     assert torch.equal(usage.perplexity_by_scale, usage_2.perplexity_by_scale)
     assert usage.num_images == usage_2.num_images
     assert report_2.num_images == report.num_images
-    assert abs(report_2.fid - report.fid) < 1e-9 * report.fid
-    assert report_2.inception_score_mean == report.inception_score_mean
+    assert abs(report_2.frechet - report.frechet) < 1e-9 * report.frechet
 rows = concatenate_over_ranks(torch.full((1 + 2 * rank, 2), rank))
 assert rows.tolist() == [[0, 0]] + 3 * [[1, 1]]
 mine = torch.ones(2)

@@ -1,4 +1,5 @@
 import shutil
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -7,11 +8,15 @@ from varlit.models import decoder_speed
 from varlit.models.autoencoder import NormSiLU
 from varlit.models.config import TokenizerConfig
 from varlit.models.decoder_speed import (
+    EAGER_WAYS,
     MAX_DIFFERENCE,
+    PREFERENCE,
     DecoderChoice,
     DecoderTiming,
     build_decoder,
     choose_decoder,
+    prefer_decoder,
+    preference,
     rows_at_a_time,
 )
 from varlit.models.vqvae import VQVAE
@@ -19,7 +24,8 @@ from varlit.models.vqvae import VQVAE
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch):
-    monkeypatch.setattr(decoder_speed, "_CHOICES", {})
+    monkeypatch.setattr(decoder_speed, "_CHOICES", WeakKeyDictionary())
+    monkeypatch.setattr(decoder_speed, "_PREFERENCES", WeakKeyDictionary())
 
 
 @pytest.fixture
@@ -96,9 +102,73 @@ def test_it_is_measured_once_for_a_shape_and_what_fails_is_named(tokenizer, monk
     assert choice.skipped == ("bf16_compiled: RuntimeError: no compiler",)
     assert choice.timings[0].seconds <= choice.timings[1].seconds
     assert choose_decoder(tokenizer, 2, ways) is choice
-    assert built == ["fp32", "bf16", "bf16_compiled"]
+    assert built == ["bf16", "bf16_compiled"], "fp32 is the tokenizer itself"
     choose_decoder(tokenizer, 3, ways)
-    assert len(built) == 6, "another shape is measured"
+    assert len(built) == 4, "another shape is measured"
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The ways that were built, on a device that suits all, whatever the clock says."""
+    ways, build = [], build_decoder
+
+    def some_are_wrong(tokenizer, way):
+        ways.append(way)
+        if way == "bf16_compiled_nhwc":
+            raise RuntimeError("no compiler")
+        decode = build(tokenizer, "bf16")
+        shift = 2 * MAX_DIFFERENCE if way == "bf16_fused" else 0.0
+        return lambda f_hat: decode(f_hat) + shift
+
+    def no_clock(*_):
+        raise AssertionError("the choice looks at a clock")
+
+    monkeypatch.setattr(decoder_speed, "build_decoder", some_are_wrong)
+    monkeypatch.setattr(decoder_speed, "preference", lambda device: PREFERENCE)
+    monkeypatch.setattr(decoder_speed, "seconds_of", no_clock)
+    return ways
+
+
+def test_the_order_of_preference_is_fixed_and_what_is_wrong_is_passed_over(tokenizer, built):
+    assert prefer_decoder(tokenizer, 2) == "bf16_compiled"
+    assert built == ["bf16_compiled_nhwc", "bf16_fused", "bf16_compiled"]
+    assert prefer_decoder(tokenizer, 3) == "bf16_compiled", "another size is decoded alike"
+    assert len(built) == 3
+    assert prefer_decoder(tokenizer, 2, EAGER_WAYS) == "bf16"
+    assert prefer_decoder(tokenizer, 2, ()) == "fp32"
+
+
+def test_each_tokenizer_is_checked_by_its_weights_and_not_by_its_shape(
+    make_tokenizer, built, monkeypatch
+):
+    first, second = make_tokenizer(), make_tokenizer()
+    assert first.config == second.config
+    prefer_decoder(first, 2, EAGER_WAYS)
+    monkeypatch.setattr(decoder_speed, "MAX_DIFFERENCE", -1.0)
+    assert prefer_decoder(first, 2, EAGER_WAYS) == "bf16", "remembered"
+    assert prefer_decoder(second, 2, EAGER_WAYS) == "fp32"
+    with torch.no_grad():
+        first.last_layer.mul_(2)
+    assert prefer_decoder(first, 2, EAGER_WAYS) == "fp32", "other weights"
+
+
+def test_timings_are_of_a_tokenizer_and_its_weights(make_tokenizer):
+    first, second = make_tokenizer(), make_tokenizer()
+    before = choose_decoder(first, 1, ())
+    assert choose_decoder(second, 1, ()) is not before
+    assert choose_decoder(first, 1, ()) is before
+    with torch.no_grad():
+        first.last_layer.mul_(2)
+    assert choose_decoder(first, 1, ()) is not before
+
+
+def test_only_devices_that_compute_in_bf16_are_asked_to(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    assert preference(torch.device("cpu")) == ("fp32",)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert preference(gpu) == ("fp32",)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert preference(gpu) == PREFERENCE
 
 
 def test_the_fastest_within_the_bound_is_taken():

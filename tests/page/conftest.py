@@ -115,7 +115,9 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def build_studio(num_classes: int = 3, class_names: tuple[str, ...] = CLASSES) -> Studio:
+def build_studio(
+    num_classes: int = 3, class_names: tuple[str, ...] = CLASSES, is_bf16: bool = False
+) -> Studio:
     torch.manual_seed(0)
     tokenizer = VQVAE(TOKENIZER).eval().requires_grad_(False)
     torch.nn.init.normal_(tokenizer.quantizer.codebook.weight, std=0.5)
@@ -124,7 +126,7 @@ def build_studio(num_classes: int = 3, class_names: tuple[str, ...] = CLASSES) -
     for name, parameter in var.named_parameters():
         if not name.endswith("log_scale"):
             torch.nn.init.normal_(parameter, std=0.3)
-    return Studio(var, tokenizer, Opened("tiny", num_classes, class_names))
+    return Studio(var, tokenizer, Opened("tiny", num_classes, class_names), is_bf16)
 
 
 @pytest.fixture

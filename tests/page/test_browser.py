@@ -216,11 +216,57 @@ def test_a_phone_shows_all_of_it_without_sideways_scrolling(open_page, mode):
     expect(page.locator("#draw")).to_be_in_viewport()
 
 
+def test_the_traps_of_editing_have_their_boxes(open_page, studio):
+    page = open_page(f"#class=1&{SETTINGS}&variants=1")
+    expect(page.locator("#status")).to_have_text(re.compile("One picture in"))
+    page.locator("summary").click()
+    expect(page.locator("#refit_known")).to_be_hidden()
+    page.locator("#paint").click()
+    paint_stroke(page)
+    with drawing(page):
+        page.locator("#draw").click()
+    without = shown(page)
+    page.get_by_label("Let the overall colour change").check()
+    page.get_by_label("Fit the rest to what is new").check()
+    with drawing(page):
+        page.locator("#draw").click()
+    assert "--free_first_scale --refit_known" in page.locator("#command code").inner_text()
+    assert shown(page) != without
+
+
+def test_the_kind_of_guidance_is_chosen_and_stands_in_line_and_address(open_page):
+    page = open_page(f"#class=1&{SETTINGS}&variants=1")
+    expect(page.locator("#status")).to_have_text(re.compile("One picture in"))
+    rising, output = shown(page), page.locator("output[for=cfg_scale]")
+    assert "--guidance" not in page.locator("#command code").inner_text()
+    page.locator("summary").click()
+    page.get_by_label("Kind of guidance").select_option("constant")
+    with drawing(page):
+        page.locator("#draw").click()
+    assert "--guidance constant" in page.locator("#command code").inner_text()
+    constant = shown(page)
+    assert constant != rising
+    again = open_page(page.url.partition("/#")[2].join(("#", "")))
+    expect(again.locator("#status")).to_have_text(re.compile("One picture in"))
+    assert shown(again) == constant
+    page.locator("#cfg_scale").fill("1")
+    expect(output).to_have_text("none")
+    page.get_by_label("Kind of guidance").select_option("var")
+    expect(output).to_have_text("1")
+
+
+def test_a_raster_scan_begins_with_constant_guidance(open_page, make_studio):
+    studio = make_studio()
+    assert open_page(of=studio).locator("#guidance").input_value() == "var"
+    studio.card["frames"] = [f"row {i}" for i in range(1, 9)]
+    assert open_page(of=studio).locator("#guidance").input_value() == "constant"
+
+
 def test_every_control_has_a_name_and_the_keyboard_reaches_it(open_page):
     page = open_page(f"#class=1&{SETTINGS}&variants=1")
     expect(page.locator("#status")).to_have_text(re.compile("One picture in"))
     page.locator("#paint").click()
-    unnamed = page.locator("button, input:not([hidden]), summary, canvas").evaluate_all(
+    unnamed = page.locator("button, input:not([hidden]), select, summary, canvas").evaluate_all(
         "all => all.filter(e => !(e.labels?.length || e.ariaLabel || e.textContent.trim()))"
         ".map(e => e.outerHTML)"
     )

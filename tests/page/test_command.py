@@ -34,6 +34,11 @@ def test_every_setting_stands_in_the_line(plain):
         (("ant", "", "bee"), 1, "1"),
         ((), 2, "2"),
         (("ant", "bee", "cow"), None, "none"),
+        (("ant", "-bee", "cow"), 1, "1"),
+        (("ant", "none", "cow"), 1, "1"),
+        (("ant", "None", "cow"), 1, "1"),
+        (("1", "bee, wild", "cow"), 1, "#1"),
+        (("1", "0", "2"), 1, "0"),
     ],
 )
 def test_classes_are_named_where_a_name_can_be_typed(plain, names, label, word):
@@ -45,5 +50,17 @@ def test_an_edit_starts_from_the_files_that_the_page_saves(plain, edit):
     words = line(plain | {"edit": edit | {"hide_masked": True}}, Opened("r", 3))
     assert words[:6] == ["varlit", "edit", "r", "picture.png", "--mask", "mask.png"]
     assert words[6:12] == ["--class", "1", "--variants", "2", "--paste", "--hide_masked"]
+    both = edit | {"free_first_scale": True, "refit_known": True}
+    assert line(plain | {"edit": both}, Opened("r", 3))[11:13] == [
+        *("--free_first_scale", "--refit_known")
+    ]
     free = line(plain | {"label": None, "edit": edit | {"keep_rest": False}}, Opened("r", 3))
-    assert not {"--class", "--paste", "--hide_masked"} & set(free)
+    flags = {"--class", "--paste", "--hide_masked", "--free_first_scale", "--refit_known"}
+    assert not flags & set(free)
+
+
+def test_a_kind_of_guidance_that_is_not_the_default_stands_in_the_line(plain):
+    opened = Opened("r", 3)
+    words = line(plain | {"guidance": "constant"}, opened)
+    assert words[words.index("--guidance") + 1] == "constant"
+    assert "--guidance" not in line(plain | {"guidance": "var"}, opened)

@@ -31,10 +31,39 @@ def test_any_port_of_this_machine_is_answered(host: str) -> None:
     check_host(headers(Host=host))
 
 
-@pytest.mark.parametrize("host", ["evil.org", "evil.org:7860", "", "localhost@evil.org", "a:b:c"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.org", "evil.org:7860", "", "localhost@evil.org", "a:b:c", "192.168.1.7"),
+        *("[::1", "a]b[", "[", "]", "[]", "[evil.org]"),
+    ],
+)
 def test_a_name_that_was_bent_to_this_machine_is_not(host: str) -> None:
     with pytest.raises(RefusedError, match="localhost only"):
         check_host(headers(Host=host))
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "is_answered"),
+    [
+        *(("0.0.0.0", "localhost:7860", True), ("0.0.0.0", "192.168.1.7:7860", True)),
+        *(("0.0.0.0", "[fe80::1]:7860", True), ("0.0.0.0", "Box", True), ("0.0.0.0", "box", True)),
+        *(("0.0.0.0", "box.lan:1", False), ("0.0.0.0", "evil.org", False), ("0.0.0.0", "", False)),
+        *(("0.0.0.0", "192.168.1.7.nip.io", False), ("0.0.0.0", "[::1", False)),
+        *(("Box.lan", "box.lan:7860", True), ("box.lan", "box", True), ("::", "evil.org", False)),
+        *(("", "box", True), ("", "evil.org", False), ("", "", False)),
+        *(("127.0.0.1", "box", False), ("localhost", "192.168.1.7", False)),
+    ],
+)
+def test_beyond_loopback_addresses_and_own_names_are_answered(
+    given: str, host: str, is_answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varlit.page.gate.socket.gethostname", lambda: "box")
+    if is_answered:
+        check_host(headers(Host=host), given)
+    else:
+        with pytest.raises(RefusedError, match="only; see --host"):
+            check_host(headers(Host=host), given)
 
 
 def test_our_own_page_may_ask() -> None:

@@ -33,6 +33,8 @@ def test_a_request_becomes_what_the_sampler_takes(plain):
     assert (request.settings.cfg_scale, request.settings.top_k) == (2.0, 0)
     assert request.settings.top_p == 0.9
     assert request.settings.more_smooth
+    assert request.settings.guidance == "var"
+    assert parse(plain | {"guidance": "constant"}).settings.guidance == "constant"
     assert request.edit is None
 
 
@@ -60,6 +62,8 @@ def test_no_class_is_the_unconditional_one(plain, absent):
         ({"seed": {"a": 1}}, "got an object"),
         ({"num_variants": 17}, "variants must be a whole number in 1..16"),
         ({"num_variants": 0}, "got 0"),
+        ({"guidance": "strong"}, "guidance must be one of var, constant"),
+        ({"guidance": None}, "got nothing"),
         ({"more_smooth": 1}, "more-smooth must be true or false"),
         ({"sead": 1}, "no field 'sead'"),
         ({"edit": []}, "an edit must be a JSON object; got a list"),
@@ -93,7 +97,11 @@ def test_an_edit_brings_picture_and_mask(plain, edit):
     expected[:, :16] = True
     assert torch.equal(request.edit.mask, expected)
     assert request.edit.settings.keep_known_pixels
-    assert not request.edit.settings.hide_masked
+    off = ("hide_masked", "free_first_scale", "refit_known")
+    assert not any(getattr(request.edit.settings, flag) for flag in off)
+    for flag in off:
+        settings = parse(plain | {"edit": edit | {flag: True}}).edit.settings
+        assert [getattr(settings, name) for name in off] == [name == flag for name in off]
 
 
 def test_pictures_that_do_not_fit_are_refused(plain, edit, png):

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from varlit.errors import UserError
+from varlit.metrics import ranks
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.measures import MeasureSettings, measure
 from varlit.metrics.networks import FeatureNetwork, Features
 from varlit.metrics.npz_images import NpzImages
 from varlit.metrics.references import make_reference
-from varlit.training import evaluation
 from varlit.training.evaluation import Subject, evaluate, missing_batches
 from varlit.training.evaluation_config import EvaluationConfig
 
@@ -210,7 +210,8 @@ def test_samples_go_on_after_a_cut_and_begin_anew_where_the_file_is_gone(run, tm
     anew = Drawer()
     run(config, anew, tmp_path)
     assert len(anew.asked) == 40
-    assert "not there any more" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{config.samples}, which held the images, is not there any more" in said
     assert np.array_equal(np.load(config.samples)["arr_0"], expected)
 
 
@@ -234,6 +235,53 @@ def test_missing_batches_keep_their_ranges():
 
 
 def test_where_one_process_fails_all_of_them_do(monkeypatch):
-    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda flag: flag + 1)
+    monkeypatch.setattr(ranks, "sum_over_ranks", lambda flag: flag + 1)
     with pytest.raises(UserError, match="another process"):
-        evaluation._in_all(lambda: 3)
+        ranks.in_all(lambda: 3)
+
+
+def test_drawing_takes_the_seconds_of_all_runs(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(draw=Drawer(fails_after=24), folder=tmp_path)
+    (file,) = tmp_path.glob("*/rank-*.pt")
+    state = torch.load(file, weights_only=True)
+    assert 0 < state["drawing_s"] < 1000
+    torch.save(state | {"drawing_s": 5000.0}, file)
+    for _ in range(2):
+        found = run(folder=tmp_path).protocol["drawing_s"]
+        assert 5000 <= found < 5100, "the rest comes on top, and nothing for a set that is whole"
+
+
+def test_samples_under_another_name_are_copied_and_not_drawn(run, tmp_path, capsys):
+    first = replace(QUICK, samples=str(tmp_path / "first.npz"))
+    other = replace(QUICK, samples=str(tmp_path / "deep" / "other.npz"))
+    run(first, folder=tmp_path)
+    draw = Drawer()
+    run(other, draw, tmp_path)
+    assert draw.asked == []
+    assert Path(other.samples).read_bytes() == Path(first.samples).read_bytes()
+    assert capsys.readouterr().out == "", "nothing is gone, so nothing is said to be"
+    Path(other.samples).write_bytes(b"something else")
+    run(first, draw, tmp_path)
+    assert len(draw.asked) == 40
+    said = capsys.readouterr().out
+    assert f"{other.samples}, which held the images, was changed since: all images are" in said
+
+
+def test_samples_of_a_run_that_kept_none_are_drawn_anew_and_this_is_said(run, tmp_path, capsys):
+    whole = run(folder=tmp_path)
+    draw = Drawer()
+    found = run(replace(QUICK, samples=str(tmp_path / "samples.npz")), draw, tmp_path)
+    assert len(draw.asked) == 40
+    said = capsys.readouterr().out
+    assert "the earlier run wrote no samples, and kept features alone: all images are drawn" in said
+    assert_equal(found, whole)
+
+
+def test_precision_recall_and_kid_look_at_all_samples(run):
+    found = run(replace(QUICK, reference_rows=30)).protocol
+    assert found["sample_rows"] == found["precision_images"] == 40
+    assert found["recall_images"] == 30
+    assert run(replace(QUICK, reference_rows=0)).protocol["recall_images"] == 64
+    with pytest.raises(UserError, match="reference_rows is -1"):
+        replace(QUICK, reference_rows=-1)

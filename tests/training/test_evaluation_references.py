@@ -1,6 +1,10 @@
 """References by all their names: files, folders, the data behind a token cache."""
 
+import os
 import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +162,116 @@ def test_processes_share_the_batches_out(photos, network, monkeypatch, world_siz
     for rank in range(world_size):
         place = (rank, world_size)
         monkeypatch.setattr(evaluation_references, "place_among_ranks", lambda p=place: p)
-        _, _, load = evaluation_references._of_folder(f"{photos}:train", 16, config("x"))
-        seen += [batch["id"].tolist() for batch in load()]
+        images = evaluation_references._of_folder(f"{photos}:train", 16)
+        load = evaluation_references._loader(images.source, config("x"), images.bad)
+        seen += [batch["id"].tolist() for batch in load]
     assert sorted(seen) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+TWO_PROCESSES = """
+import sys, torch
+from torch import distributed
+from varlit.metrics.networks import FeatureNetwork
+from varlit.training.evaluation_config import EvaluationConfig
+from varlit.training.evaluation_references import open_references
+
+class Means(torch.nn.Module):
+    def forward(self, images):
+        return images.float().mean(dim=(2, 3)) / 255
+
+rank, store, *places = sys.argv[1:]
+distributed.init_process_group("gloo", init_method="file://" + store, rank=int(rank), world_size=2)
+network = FeatureNetwork(Means(), "means")
+for place in places:
+    config = EvaluationConfig(quick=10, batch_size=4, reference_workers=0, reference=place)
+    try:
+        found = open_references(config, network, 16)[0]
+        print(found.source_hash, found.pool.count, flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+def run_two(folder: Path, *places: Path | str) -> list[list[str]]:
+    """What each of two processes says of each reference, in lines."""
+    here = os.environ | {"OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(folder / "store"), *places],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=here | {"VARLIT_CACHE": str(folder / f"cache{rank}")},
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [run.communicate(timeout=120) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [0, 0], said
+    return [out.splitlines() for out, _ in said]
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_ends_all_of_them_and_the_next_reference_is_opened(
+    photos, network, tmp_path
+):
+    # Every other batch of 4, those that the second process reads, holds no images.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for i in range(32):
+        Image.new("RGB", (16, 16), (i, i, i)).save(broken / f"{i:02d}.png")
+        if i // 4 % 2:
+            (broken / f"{i:02d}.png").write_bytes(b"no image")
+    found = run_two(tmp_path, str(broken), str(tmp_path / "none.npz"), f"{photos}:train")
+    assert "another process could not go on" in found[0][0]
+    assert "images cannot be used" in found[1][0]
+    assert all("no reference at" in lines[1] for lines in found)
+    alone = open_references(config(f"{photos}:train"), network, 16)[0]
+    assert [lines[2] for lines in found] == [f"{alone.source_hash} 12"] * 2
+
+
+def repaint(file: Path) -> None:
+    """Other pixels in as many bytes."""
+    size = file.stat().st_size
+    Image.new("RGB", (16, 16), (200, 200, 200)).save(file)
+    assert file.stat().st_size == size
+
+
+def test_images_that_were_repainted_in_as_many_bytes_are_another_reference(tmp_path, network):
+    root = tmp_path / "bitmaps"
+    root.mkdir()
+    for i in range(6):
+        Image.new("RGB", (16, 16), (10, 20, 30 + i)).save(root / f"{i}.bmp")
+    before = open_references(config(root), network, 16)[0]
+    for file in root.iterdir():
+        repaint(file)
+    after = open_references(config(root), network, 16)[0]
+    assert after.source_hash != before.source_hash
+    torch.testing.assert_close(after.pool.mean, torch.full((3,), 200 / 255, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["folders", "tar"])
+def test_two_roots_of_the_same_names_are_two_references_and_a_copy_is_the_same_one(
+    tmp_path, network, kind
+):
+    hashes = []
+    for name, grey in (("one", 10), ("two", 200), ("copy", 10)):
+        root = tmp_path / name
+        for i in range(4):
+            file = root / "all" / f"{i}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (grey, grey, grey)).save(file)
+        if kind == "tar":
+            with tarfile.open(root / "x.tar", "w") as archive:
+                for i in range(4):
+                    archive.add(root / "all" / f"{i}.bmp", f"{i}.bmp")
+                    (root / f"{i}.cls").write_text("0")
+                    archive.add(root / f"{i}.cls", f"{i}.cls")
+            shutil.rmtree(root / "all")
+            for i in range(4):
+                (root / f"{i}.cls").unlink()
+        hashes.append(open_references(config(root), network, 16)[0].source_hash)
+    assert hashes[0] == hashes[2] != hashes[1]

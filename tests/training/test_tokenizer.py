@@ -313,7 +313,7 @@ def test_testing_needs_no_inception_and_measures_what_validation_does(
         raise UserError("no weights")
 
     module = make_tokenizer_module(**NO_GAN)
-    module.measures.open_metrics = absent
+    module.measures.open_network = absent
     trainer = make_trainer(limit_val_batches=2, limit_test_batches=2)
     (found,) = trainer.validate(module, digits, verbose=False)
     (tested,) = trainer.test(module, digits, verbose=False)

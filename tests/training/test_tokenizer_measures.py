@@ -4,7 +4,7 @@ from torch import nn
 
 from varlit.errors import UserError
 from varlit.losses.perceptual import PerceptualLoss
-from varlit.metrics.fid import InceptionMetrics
+from varlit.metrics.frechet import frechet_distance
 from varlit.metrics.networks import FeatureNetwork, register_network
 from varlit.metrics.reconstruction import psnr, to_uint8
 from varlit.models.config import TokenizerConfig
@@ -51,8 +51,8 @@ def images():
     return torch.rand(12, 3, 12, 12) * 2 - 1
 
 
-def pixel_metrics():
-    return InceptionMetrics(feature_network=Pixels, feature_name="pixels", num_splits=2)
+def pixel_network():
+    return FeatureNetwork(Pixels(), "pixels")
 
 
 def test_reconstructions_of_the_first_scales_are_measured_and_the_last_is_the_whole(
@@ -91,7 +91,7 @@ def test_the_perceptual_distance_is_of_what_a_file_would_hold(network, images):
 
 def test_rfid_counts_the_real_images_once_and_the_reconstructions_anew(network, images):
     taken = measures()
-    taken.use_rfid(pixel_metrics())
+    taken.use_rfid(pixel_network())
     results = []
     for _ in range(2):
         taken.begin()
@@ -100,8 +100,62 @@ def test_rfid_counts_the_real_images_once_and_the_reconstructions_anew(network, 
         results.append(taken.end())
     assert results[0] == results[1]
     assert results[0]["rfrechet_pixels"] > 0
-    report = taken.rfid.compute()
-    assert report.num_images == report.num_reference_images == len(images)
+    both = (images, network.reconstruct(images))
+    expected = frechet_distance(*(Pixels()(to_uint8(side))[0] for side in both))
+    assert results[0]["rfrechet_pixels"] == pytest.approx(expected, rel=1e-5)
+    protocol = taken.protocol
+    assert protocol["num_images"] == protocol["reference_images"] == len(images)
+    assert protocol["is_quick"], "fewer images than published figures are of"
+
+
+def test_only_inception_s_distance_is_called_rfid_and_few_images_are_told(
+    network, images, monkeypatch
+):
+    said = []
+    monkeypatch.setattr("varlit.training.tokenizer_measures.rank_zero_info", said.append)
+    taken = measures()
+    taken.use_rfid(FeatureNetwork(Pixels(), "inception", is_inception=True))
+    for _ in range(2):
+        taken.begin()
+        taken.measure(network, images[:4], 0, 1)
+        assert "rfid" in taken.end(), "the name that best-rfid goes by"
+    (line,) = said
+    assert "rFID by inception" in line
+    assert "4 reconstructions against the very images; a quick look" in line
+    assert "beware: 4 reference images for 5 features" in line
+
+
+def test_a_network_that_fails_costs_a_warning_in_training_and_stops_a_test(network, images):
+    class Fails(Pixels):
+        calls = 0
+
+        def forward(self, images):
+            Fails.calls += 1
+            if Fails.calls == fails_at:
+                raise RuntimeError("out of order")
+            return super().forward(images)
+
+    fails_at = 0
+    taken = measures()
+    taken.use_rfid(FeatureNetwork(Fails(), "pixels"))
+    for call in (2, 3):  # amid the first pass: nothing may stay of a half reference
+        Fails.calls, fails_at = 0, call
+        taken.begin()
+        for batch in images.split(6):
+            assert taken.measure(network, batch, 0, 1)["psnr"] > 0
+        with pytest.warns(UserWarning, match=r"no rFID this time \(out of order\); training goes"):
+            assert taken.end(may_fail=True).keys() == {"code_usage", "code_perplexity"}
+        with pytest.raises(RuntimeError, match="out of order"):
+            taken.end()
+    fails_at = 0
+    taken.begin()
+    taken.measure(network, images, 0, 1)
+    assert taken.end()["rfrechet_pixels"] > 0
+    assert taken.protocol["reference_images"] == len(images)
+    taken.begin()
+    taken.rfid.update(images, images * torch.nan)
+    with pytest.raises(UserError, match="hold NaN"):
+        taken.rfid.compute()
 
 
 def test_validation_measures_rfid_where_it_is_asked_for_and_says_what_is_missing(
@@ -109,11 +163,11 @@ def test_validation_measures_rfid_where_it_is_asked_for_and_says_what_is_missing
 ):
     trainer = make_trainer(limit_val_batches=4)
     asked = make_tokenizer_module(measures={"validate_rfid": True}, **NO_GAN)
-    asked.measures.open_metrics = pixel_metrics
+    asked.measures.open_network = pixel_network
     (found,) = trainer.validate(asked, digits, verbose=False)
     assert found["val/rfrechet_pixels"] >= 0
     plain = make_tokenizer_module(**NO_GAN)
-    plain.measures.open_metrics = pixel_metrics
+    plain.measures.open_network = pixel_network
     (found,) = trainer.validate(plain, digits, verbose=False)
     assert not any("rf" in name for name in found)
 
@@ -121,7 +175,7 @@ def test_validation_measures_rfid_where_it_is_asked_for_and_says_what_is_missing
         raise UserError("no weights")
 
     without = make_tokenizer_module(measures={"validate_rfid": True}, **NO_GAN)
-    without.measures.open_metrics = absent
+    without.measures.open_network = absent
     said = []
     monkeypatch.setattr("varlit.training.tokenizer_measures.rank_zero_info", said.append)
     (found,) = trainer.validate(without, digits, verbose=False)

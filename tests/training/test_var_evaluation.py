@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,15 @@ from torchvision import models
 
 from varlit.cli import main as command_line
 from varlit.errors import UserError
+from varlit.generation.compiled import FastSampler, open_sampler
+from varlit.generation.sampler import Sampler
 from varlit.metrics.measures import Measures
 from varlit.metrics.published import VARS
 from varlit.models.files import load_tokenizer, save_tokenizer, tokenizer_hash
 from varlit.models.vqvae import VQVAE
 from varlit.training.evaluation import Evaluation
 from varlit.training.evaluation_config import EvaluationConfig
-from varlit.training.var_evaluation import published_of
+from varlit.training.var_evaluation import published_of, subject_of, titles_of, with_drawing
 
 CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -78,8 +81,8 @@ def test_the_figures_and_their_protocol_are_kept(trained, capsys):
     assert command_line.main(words_of()) == 0
     said = capsys.readouterr().out
     found, name = metrics(), "quick_frechet_torchscript_corners"
-    assert name in said
-    assert "a quick look" in said
+    assert "quick Frechet distance (torchscript_corners)" in said
+    assert "var test: toy: a quick look, 50 images" in said
     assert found[name] > 0
     assert "quick_precision_torchscript_corners" in found
     assert found["test/loss/mean"] > 0
@@ -213,27 +216,77 @@ def run_two(words):
     assert done.returncode == 0, done.stderr
 
 
+COMPARABLE = {
+    **{"features": "inception", "feature_dim": 2048, "weights_sha256": "6726825d" + "0" * 56},
+    **{"num_images": 50_000, "is_quick": False, "image_px": 256, "rounding": "uint8, nearest"},
+    **{"reference": "VIRTUAL_imagenet256_labeled.npz", "reference_images": None, "remarks": []},
+}
+
+
 @pytest.mark.parametrize(
-    ("num_images", "features", "is_comparable"),
-    [(50_000, "inception", True), (5000, "inception", False), (50_000, "mobilenet_v2", False)],
+    ("protocol", "is_comparable"),
+    [
+        ({}, True),
+        ({"num_images": 5000}, False),
+        ({"features": "mobilenet_v2"}, False),
+        ({"weights_sha256": "0" * 64}, False),
+        ({"reference": "photos val"}, False),
+        ({"reference_images": 1000}, False),
+        ({"rounding": "uint8, down"}, False),
+        ({"remarks": ["the numbers compare with no published ones"]}, False),
+    ],
 )
-def test_published_figures_stand_beside_whole_evaluations_by_inception_alone(
-    num_images, features, is_comparable
+def test_published_figures_stand_beside_evaluations_of_their_own_protocol_alone(
+    protocol, is_comparable
 ):
-    leading = Measures(features, num_images, 3.0, protocol={"features": features})
-    found = published_of(16, 1024, 256, 1000, Evaluation((leading,), {}))
+    whole = COMPARABLE | protocol
+    leading = Measures(whole["features"], whole["num_images"], 3.0, protocol=whole)
+    found = published_of(16, 1024, 256, 1000, Evaluation((leading,), whole))
     expected = {row.kind: row.fid for row in VARS["d16"]} if is_comparable else {}
     assert {kind: figures["fid"] for kind, figures in found.items()} == expected
 
 
 def test_chosen_images_stand_beside_published_rows_of_chosen_images_alone():
-    leading = Measures("inception", 50_000, 3.0, protocol={"features": "inception"})
-    chosen = Evaluation((leading,), {"sampling": {"keep": 0.25}})
+    leading = Measures("inception", 50_000, 3.0, protocol=COMPARABLE)
+    chosen = Evaluation((leading,), COMPARABLE | {"sampling": {"keep": 0.25}})
     found = published_of(30, 1920, 256, 1000, chosen)
     assert {kind: row["fid"] for kind, row in found.items()} == {
         row.kind: row.fid for row in VARS["d30-re"]
     }
     assert published_of(16, 1024, 256, 1000, chosen) == {}
+
+
+def test_figures_are_read_by_human_names_the_distance_first():
+    told = [
+        Measures("inception", 50_000, 3.0, score_mean=280.0, precision=0.8, protocol={}),
+        Measures("inception", 50_000, 4.0, precision=0.7, protocol={"reference": "val"}),
+    ]
+    found = Evaluation(tuple(told), {})
+    titles = titles_of(found)
+    assert list(titles.values())[:3] == ["FID", "IS", "precision"]
+    assert set(found.to_dict()) <= set(titles)
+    assert titles["fid against val"] == "FID against val"
+
+
+def test_the_way_of_drawing_is_told_and_is_in_the_name_only_where_it_is_not_the_usual_one(
+    make_var_module,
+):
+    module = make_var_module()
+    var, tokenizer = module.averaged, module.tokenizer
+    config = EvaluationConfig(quick=3)
+    plain = open_sampler(var, tokenizer, None, num_images=50_000)
+    assert type(plain) is Sampler  # on a CPU
+    assert subject_of(plain, config, "fp32", nullcontext).more == {}
+    fast = FastSampler(var, tokenizer, compile_mode="none", recorder=object())
+    assert subject_of(fast, config, "fp32", nullcontext).more == {"drawn": "recorded"}
+    compiled = FastSampler(var, tokenizer, recorder=object())
+    assert subject_of(compiled, config, "fp32", nullcontext).more == {"drawn": "compiled"}
+    found = Evaluation((), {"num_images": 3})
+    assert with_drawing(found, plain).protocol == {"num_images": 3, "drawn": "eager"}
+    assert with_drawing(found, fast).protocol["drawn"] == "recorded"
+    fast.told.add("the GPU has no memory")
+    told = with_drawing(found, fast).protocol["drawn"]
+    assert told == "recorded, some or all batches eager"
 
 
 def test_a_module_without_a_reference_is_refused(make_var_module, make_trainer, tokens):

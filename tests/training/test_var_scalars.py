@@ -5,7 +5,7 @@ from varlit.training.var_scalars import ClippingCount, UpdateRatio
 
 
 def test_the_share_of_clipped_steps_is_counted_anew_after_each_reading():
-    count = ClippingCount()
+    count = ClippingCount({})
     assert count.read() == 0
     for norm in (1.0, 3.0, 5.0, 2.0):
         count.add(torch.tensor(norm), limit=2.0)

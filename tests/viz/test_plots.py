@@ -3,8 +3,8 @@ import math
 import numpy as np
 
 from varlit.viz import lines, usage_bars
-from varlit.viz.plots import percent, round_ticks, spread
-from varlit.viz.style import ACCENT, REACH, WARNING
+from varlit.viz.plots import FOOT_PX, fitted, percent, round_ticks, spread
+from varlit.viz.style import ACCENT, LABEL_PX, MARGIN_PX, REACH, WARNING, text_width
 
 
 def pixels_of(picture, colour):
@@ -59,3 +59,28 @@ def test_a_chart_bears_gaps_single_points_and_flat_lines():
     )
     assert picture.dtype == np.uint8
     assert pixels_of(picture, ACCENT) > 50
+
+
+def test_names_of_series_never_reach_the_label_of_the_axis():
+    falling = {f"series {i}": ([0, 1, 2], [9.0, 5.0, 1.0 + i / 1000]) for i in range(14)}
+    picture = lines(falling, x_label="IS")
+    foot = picture[-(FOOT_PX + MARGIN_PX) + 16 : -MARGIN_PX]
+    away = foot[:, -MARGIN_PX - text_width("series 10", LABEL_PX) :]  # where the names are
+    assert (away == away[0, -1]).all()
+    assert fitted([10.0, 40.0], lowest=30.0) == [0.0, 30.0]
+    assert fitted([10.0, 20.0], lowest=30.0) == [10.0, 20.0]
+
+
+def test_the_points_of_a_series_are_marked_and_named():
+    series = {"a": ([0, 1, 2, 3], [1.0, math.nan, 3.0, 2.0])}
+    plain, marked = lines(series), lines(series, marks={"a": ["0", "1", "1.5", "2"]})
+    assert pixels_of(marked, ACCENT) > pixels_of(plain, ACCENT) + 25
+
+
+def test_the_sixth_series_does_not_look_like_the_first():
+    flat = {str(i): ([0, 1], [float(i), float(i)]) for i in range(6)}
+    six = lines(flat, marks={name: ["", ""] for name in flat})
+    rows = np.flatnonzero((six == np.asarray(ACCENT, np.uint8)).all(-1).sum(axis=1) > 100)
+    first, last = rows.max(), rows.min()  # series 0 is the lowest line
+    window = [six[row - 6 : row + 7, 40:80] for row in (first, last)]
+    assert pixels_of(window[1], ACCENT) > pixels_of(window[0], ACCENT)

@@ -6,6 +6,7 @@ They draw and write in the first process only and leave the training's random st
 
 from varlit.callbacks.codebook import CodebookWatch
 from varlit.callbacks.export import ExportWeights
+from varlit.callbacks.guard import Guard
 from varlit.callbacks.interrupt import SaveOnInterrupt
 from varlit.callbacks.progress import Progress
 from varlit.callbacks.reconstructions import Reconstructions
@@ -15,6 +16,7 @@ from varlit.callbacks.samples import Samples
 __all__ = [
     "CodebookWatch",
     "ExportWeights",
+    "Guard",
     "Progress",
     "Reconstructions",
     "RunRecord",

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from varlit.callbacks.record import run_dir
+from varlit.disks import may_be_lost, whole_file
 
 SCORE_FILE = "score.json"
 # Whether more is better. Better rFID need not mean better samples, nor a better PSNR (XQ-GAN's
@@ -50,12 +50,14 @@ class KeepBest(Callback):
         if not self.enabled or not fitting or trainer.sanity_checking:
             return
         for name, value in self._improved(trainer.callback_metrics).items():
-            self.best[name] = value
-            if trainer.is_global_zero:
-                folder = run_dir(trainer) / f"best-{name}"
-                pl_module.export(folder)  # type: ignore[operator]
-                score = {"score": f"val/{name}", "value": value, "step": trainer.global_step}
-                write_score(folder / SCORE_FILE, score)
+            folder = run_dir(trainer) / f"best-{name}"
+            with may_be_lost("exports of the best weights", folder / SCORE_FILE):
+                if trainer.is_global_zero:
+                    pl_module.export(folder)  # type: ignore[operator]
+                    score = {"score": f"val/{name}", "value": value, "step": trainer.global_step}
+                    write_score(folder / SCORE_FILE, score)
+                # Only now: what could not be written is no best that others have to beat.
+                self.best[name] = value
 
     def _improved(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
         """Scores of this validation that beat the best so far; not a number beats nothing."""
@@ -73,6 +75,5 @@ class KeepBest(Callback):
 
 def write_score(path: Path, score: Mapping[str, Any]) -> None:
     """Write a score, atomically."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(score) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(score) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from varlit.callbacks.record import PICTURES, run_dir
+from varlit.disks import may_be_lost
 from varlit.viz import save_png
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -56,6 +58,27 @@ def undisturbed(network: Network) -> Iterator[Network]:
                 part.training = training
 
 
+@contextmanager
+def may_lack_memory(name: str, fewer: str) -> Iterator[None]:
+    """Draw what a training can do without; if the GPU has no room for it, warn once and go on.
+
+    Args:
+        name: The group of settings, such as `samples`.
+        fewer: The setting of it that makes pictures smaller, such as `columns 1`.
+    """
+    try:
+        yield
+        return
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds the tensors of the picture until here
+    torch.cuda.empty_cache()
+    warnings.warn(
+        f"the GPU has no memory left for the pictures of {name}; training goes on without them "
+        f"(--{name}.{fewer}, or --{name}.every_n_steps 0)",
+        stacklevel=3,
+    )
+
+
 def gathered(pl_module: nn.Module) -> AbstractContextManager[None]:
     """Let the first process see whole weights, however they are spread; all must enter."""
     gather = getattr(pl_module, "gathered", None)
@@ -65,7 +88,9 @@ def gathered(pl_module: nn.Module) -> AbstractContextManager[None]:
 def publish(trainer: Trainer, tag: str, picture: np.ndarray) -> None:
     """Write a picture to pictures/<tag>/step-0000500.png and to TensorBoard."""
     step = trainer.global_step
-    save_png(picture, run_dir(trainer) / PICTURES / tag / f"step-{step:07d}.png")
+    path = run_dir(trainer) / PICTURES / tag / f"step-{step:07d}.png"
+    with may_be_lost("pictures", path):
+        save_png(picture, path)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             writer = logger.experiment

@@ -9,7 +9,8 @@ from torch import distributed
 
 from varlit.callbacks.drawing import undisturbed
 from varlit.callbacks.terminal import say
-from varlit.training.evaluation import Evaluation, OtherProcessError
+from varlit.metrics.ranks import OtherProcessError
+from varlit.training.evaluation import Evaluation
 from varlit.training.evaluation_config import EvaluationConfig
 from varlit.training.var_evaluation import VARTest
 from varlit.training.var_weights import VARWeights

@@ -27,7 +27,7 @@ FAREWELLS = {
     "test": "stopped; nothing was changed",
     "validate": "stopped; nothing was changed",
 }
-"""What Ctrl-C says outside of training, by stage."""
+"""What Ctrl-C and SIGTERM say outside of training, by stage."""
 
 
 class SaveOnInterrupt(Callback):
@@ -35,9 +35,8 @@ class SaveOnInterrupt(Callback):
 
     The process ends with exit code 130 (SIGINT) or 143 (SIGTERM), and `signal_number` is set. A
     second signal stops at once without saving. SIGUSR1 saves and goes on. A validation is cut
-    short; on resume it is not made up for, training goes on at the next step. Outside of training
-    SIGINT stops at once, with one line. Put this callback last, so that the others have seen the
-    step.
+    short; the modules of both stages make up for it on a resume. Outside of training both stop at
+    once, with one line. Put this callback last, so that the others have seen the step.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -63,11 +62,10 @@ class SaveOnInterrupt(Callback):
             return
         self._trainer = trainer
         self.signal_number, self._wants_save = 0, False
-        if stage == "fit":
-            self._take_over(*STOP_SIGNALS)
-        else:
+        if stage != "fit":
+            # SIGTERM too: of that Lightning takes no note in a prediction, and ends a test with 0.
             self._farewell = FAREWELLS[stage]
-            self._take_over(signal.SIGINT)
+        self._take_over(*STOP_SIGNALS)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over again what Lightning has wrapped meanwhile; from now on signals save."""
@@ -176,7 +174,7 @@ class SaveOnInterrupt(Callback):
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return  # a loader's worker: its parent decides
-        if self._farewell and number == signal.SIGINT:
+        if self._farewell and number in STOP_SIGNALS:
             # Not a KeyboardInterrupt, of which Lightning makes exit code 1.
             self.signal_number = number
             raise SystemExit(self._exit_code())

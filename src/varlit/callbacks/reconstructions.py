@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from varlit.callbacks.drawing import Cadence, publish, undisturbed
+from varlit.callbacks.drawing import Cadence, may_lack_memory, publish, undisturbed
 from varlit.data.draws import PLAIN_VIEW
 from varlit.data.loader import ResumableLoader
 from varlit.data.order import BatchIndex
@@ -81,7 +81,8 @@ class Reconstructions(Callback):
             return
         averaged = pl_module.averaged
         assert isinstance(averaged, torch.nn.Module)
-        with undisturbed(averaged) as network:
+        lacking = may_lack_memory("reconstructions", "num_images 2")
+        with lacking, undisturbed(averaged) as network:
             if self._images is None:
                 self._images = fixed_images(trainer, self.num_images)
             self._draw(trainer, network, self._images.to(pl_module.device))

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from varlit.callbacks.terminal import say
+from varlit.disks import append_line, may_be_lost, whole_file
 
 PICTURES = "pictures"
 ENVIRONMENT = "environment.txt"
@@ -73,15 +74,16 @@ class MetricsFile(Logger):
         told: dict[str, Any] = {"step": self._trainer.global_step}
         for tag, value in metrics.items():
             told[tag] = value if math.isfinite(value) else None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+        with may_be_lost("lines of numbers", self.path):
+            append_line(self.path, json.dumps(told) + "\n")
 
 
 class RunRecord(Callback):
     """Write environment.txt and metrics.jsonl to the run's folder; on a resume show what changed.
 
-    The config of the last start is the `fit.yaml` that the command line saves there.
+    Each checkpoint holds the config it was trained with, as the text of the `fit.yaml` that the
+    command line saves in the folder: that file itself is of the last start, which may have failed
+    before its first step. For checkpoints without it the file has to do.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -92,6 +94,16 @@ class RunRecord(Callback):
         """
         self.enabled = enabled
         self._config_before: dict[str, Any] = {}
+        self._config_text = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Today's config, for the checkpoint."""
+        return {"config": self._config_text}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the config of the checkpoint for what was before."""
+        if state_dict.get("config"):
+            self._config_before = flatten(yaml.safe_load(state_dict["config"]))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach metrics.jsonl, and read the last start's config before it is overwritten."""
@@ -107,12 +119,17 @@ class RunRecord(Callback):
         """Write down the environment; on a resume print what changed in the config."""
         if not self.enabled or not trainer.is_global_zero:
             return
-        append_text(run_dir(trainer) / ENVIRONMENT, describe_environment(trainer.global_step))
+        path = run_dir(trainer) / ENVIRONMENT
+        with may_be_lost("notes on the environment", path):
+            append_text(path, describe_environment(trainer.global_step))
         config = read_config(run_dir(trainer) / CONFIG)
-        if trainer.global_step and self._config_before and config:
+        if not config:
+            return
+        self._config_text = (run_dir(trainer) / CONFIG).read_text(encoding="utf-8")
+        if trainer.global_step and self._config_before:
             changes = config_changes(self._config_before, config)
             if changes:
-                say("\n".join(["config changed since the last start of this run:", *changes]))
+                say("\n".join(["config changed since this checkpoint was written:", *changes]))
 
 
 def describe_environment(step: int = 0) -> str:
@@ -164,11 +181,9 @@ def _git(folder: Path, *words: str) -> str:
 
 def append_text(path: Path, text: str) -> None:
     """Add a paragraph to a text file; the file is replaced at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8") + "\n" if path.exists() else ""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(before + text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(before + text, encoding="utf-8")
 
 
 def read_config(path: Path) -> dict[str, Any]:

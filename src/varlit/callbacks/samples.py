@@ -6,7 +6,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from varlit.callbacks.drawing import Cadence, gathered, publish, undisturbed
+from varlit.callbacks.drawing import (
+    Cadence,
+    gathered,
+    may_lack_memory,
+    publish,
+    undisturbed,
+)
 from varlit.errors import UserError
 from varlit.viz import growing_strip, image_grid
 
@@ -82,7 +88,8 @@ class Samples(Callback):
         with gathered(pl_module):
             if trainer.is_global_zero:
                 # The module, not the averaged network alone: `draw` may use any part of it.
-                with undisturbed(pl_module) as module:
+                lacking = may_lack_memory("samples", "columns 1")
+                with lacking, undisturbed(pl_module) as module:
                     self._draw(trainer, module)
 
     def _draw(self, trainer: Trainer, pl_module: Any) -> None:

@@ -28,6 +28,7 @@ from varlit.data.tokens.writer import (
     missing_shards,
     remove_leftovers,
 )
+from varlit.disks import append_line, may_be_lost
 from varlit.errors import UserError
 from varlit.models.files import save_tokenizer, tokenizer_hash
 from varlit.models.vqvae import VQVAE
@@ -220,5 +221,6 @@ def summary(manifest: Manifest) -> str:
 def _log(folder: Path, line: str) -> None:
     """Note when a cache was finished; beside it, because no file within holds a time."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    with folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8") as log:
-        log.write(f"{now} {line}\n")
+    path = folder.with_name(f"{folder.name}.log")
+    with may_be_lost("lines of the log", path):
+        append_line(path, f"{now} {line}\n")

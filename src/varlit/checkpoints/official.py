@@ -6,7 +6,6 @@ derived (levels, mask, zero biases) is checked when read and made again when wri
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from varlit.checkpoints.official_names import (
@@ -33,7 +32,7 @@ from varlit.checkpoints.official_shapes import (
 )
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig
-from varlit.models.files import WEIGHTS_FILE
+from varlit.models.files import write_weights
 from varlit.models.initialization import shapes_only
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
@@ -161,11 +160,7 @@ def save_surplus(surplus: Weights, folder: Path) -> None:
     """Keep beside a converted tokenizer what only the official code has a place for."""
     if surplus:
         # Not in place: the statistic may itself be read from the file that is replaced.
-        temporary = folder / f"{SURPLUS_FILE}.tmp{os.getpid()}"
-        save_file({k: v.contiguous() for k, v in surplus.items()}, temporary)
-        # safetensors makes files for their owner alone.
-        temporary.chmod((folder / WEIGHTS_FILE).stat().st_mode)
-        os.replace(temporary, folder / SURPLUS_FILE)
+        write_weights({k: v.contiguous() for k, v in surplus.items()}, folder / SURPLUS_FILE)
 
 
 def read_surplus(folder: Path) -> dict[str, Tensor]:

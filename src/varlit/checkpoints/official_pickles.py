@@ -11,7 +11,6 @@ import os
 import pickle
 import pickletools
 import re
-import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -23,7 +22,6 @@ from torch import Tensor
 from varlit.errors import UserError
 
 HEAD_BYTES = 64
-DAMAGE = (EOFError, RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError)
 AGAIN = "download or copy it again"
 
 
@@ -34,12 +32,14 @@ def read_pickle(path: Path) -> object:
         UserError: If the file is missing, truncated, something else, or holds code. Code is
             refused, never run.
     """
-    _check_kind(path)
     try:
+        _check_kind(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols; the errors below say more
             is_zip = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL:? ([\w.]+)", str(error))
         name = found[1] if found else _name_in_pickle(path)
@@ -50,8 +50,9 @@ def read_pickle(path: Path) -> object:
                 "again from its authors"
             ) from None
         raise UserError(f"{path} is damaged, or no checkpoint of torch; {AGAIN}") from None
-    except DAMAGE as error:
+    except Exception as error:  # in a damaged file any instruction may go wrong in any way
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+        reason = reason if reason.isprintable() else type(error).__name__
         raise UserError(f"{path} is truncated or damaged ({reason}); {AGAIN}") from None
 
 
@@ -110,8 +111,8 @@ def _check_kind(path: Path) -> None:
 def _name_in_pickle(path: Path) -> str:
     """First Python name in a pickle that is not torch's; the pickle is read, not run."""
     words: list[str] = []
-    with _pickle_stream(path) as stream:
-        try:
+    try:
+        with _pickle_stream(path) as stream:
             while True:  # an old file of torch is several pickles in a row
                 for op, value, _ in pickletools.genops(stream):
                     name = ""
@@ -125,8 +126,8 @@ def _name_in_pickle(path: Path) -> str:
                     is_name = all(part.isidentifier() for part in name.split("."))
                     if is_name and name.split(".")[0] not in {"torch", "collections"}:
                         return name
-        except (ValueError, LookupError, OverflowError, MemoryError, struct.error):
-            return ""  # the end, or no pickle at all
+    except Exception:  # the end, or no pickle at all, or a damaged archive
+        return ""
 
 
 def _pickle_stream(path: Path) -> BinaryIO:

@@ -14,6 +14,7 @@ from varlit.checkpoints.pretrained_vqvae import PretrainedVQVAE
 from varlit.errors import UserError
 from varlit.generation.coarse import known_coarse
 from varlit.generation.edits import EditSettings, draw_edits
+from varlit.generation.kept import KeptSampler
 from varlit.generation.outpainting import draw_around, place
 from varlit.generation.rejection import Classify
 from varlit.generation.requests import (
@@ -62,6 +63,7 @@ class PretrainedVAR(Shareable, VAR):
         # network that was loaded is let go: after `.to("cuda")` it would keep its memory.
         bundled = None if loaded.bundled is None else PretrainedVQVAE.of(loaded.bundled)
         own.__dict__["_bundled"], own.__dict__["_folder"] = bundled, loaded.folder
+        own.__dict__["_kept"] = KeptSampler()
         return own.eval().requires_grad_(False)
 
     @property
@@ -87,6 +89,7 @@ class PretrainedVAR(Shareable, VAR):
         top_p: float = 0.96,
         guidance: str = "var",
         more_smooth: bool = False,
+        draw: str = "exact",
         seed: Seeds = None,
         generator: torch.Generator | None = None,
         return_tokens: bool = False,
@@ -107,6 +110,7 @@ class PretrainedVAR(Shareable, VAR):
             top_p: Draw among the likeliest codes that reach this probability; 0 = all.
             guidance: `var` = the official ramp over the scales, `constant` = the usual, 1 = none.
             more_smooth: Blend codes (official `more_smooth`); for looks, not for FID.
+            draw: `exact` = the plain definition, `sorted` = faster, as likely, other pictures.
             seed: Image i is drawn from seed + i, with the same random numbers in every batch and on
                 every device; or a seed for each image.
             generator: Draw all images as one batch from this, in the order of the official code;
@@ -127,8 +131,8 @@ class PretrainedVAR(Shareable, VAR):
         Raises:
             UserError: If a label or a setting is out of range, or the tokenizer does not fit.
         """
-        settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth)
-        request = Request(self._fitting(tokenizer), seed, generator, batch_size)
+        settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth, draw)
+        request = self._request(tokenizer, seed, generator, batch_size)
         classes = as_classes(labels, self.num_classes)
         known = known_coarse(self, coarse_tokens, keep_scales, len(classes))
         if keep == 1.0 and classifier is None:
@@ -160,6 +164,7 @@ class PretrainedVAR(Shareable, VAR):
         top_p: float = 0.95,
         guidance: str = "var",
         more_smooth: bool = False,
+        draw: str = "exact",
         seed: Seeds = None,
         generator: torch.Generator | None = None,
         return_tokens: bool = False,
@@ -190,6 +195,7 @@ class PretrainedVAR(Shareable, VAR):
             top_p: As in `sample`; the default is the notebook's.
             guidance: As in `sample`.
             more_smooth: As in `sample`; the notebook has it on.
+            draw: As in `sample`.
             seed: As in `sample`, counted over all that is returned.
             generator: As in `sample`.
             return_tokens: Also give the tokens (B * variants, L).
@@ -202,11 +208,11 @@ class PretrainedVAR(Shareable, VAR):
         Raises:
             UserError: If the mask or the images are of another size or range, and as `sample`.
         """
-        settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth)
+        settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth, draw)
         edit = EditSettings(
             variants, keep_known_pixels, feather_px, free_first_scale, hide_masked, refit_known
         )
-        request = Request(self._fitting(tokenizer), seed, generator, batch_size)
+        request = self._request(tokenizer, seed, generator, batch_size)
         drawn = draw_edits(self, request, images, mask, labels, settings, edit)
         return (drawn.images, drawn.tokens) if return_tokens else drawn.images
 
@@ -227,6 +233,7 @@ class PretrainedVAR(Shareable, VAR):
         top_p: float = 0.95,
         guidance: str = "var",
         more_smooth: bool = False,
+        draw: str = "exact",
         seed: Seeds = None,
         generator: torch.Generator | None = None,
         batch_size: int = 16,
@@ -251,6 +258,7 @@ class PretrainedVAR(Shareable, VAR):
             top_p: As in `edit`.
             guidance: As in `sample`.
             more_smooth: As in `sample`.
+            draw: As in `sample`.
             seed: As in `edit`.
             generator: As in `sample`.
             batch_size: As in `sample`.
@@ -261,9 +269,9 @@ class PretrainedVAR(Shareable, VAR):
         Raises:
             UserError: If the canvas is too small, and as `edit`.
         """
-        settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth)
+        settings = SamplingSettings(cfg_scale, top_k, top_p, guidance, more_smooth, draw)
         edit = EditSettings(variants, feather_px=feather_px, free_first_scale=free_first_scale)
-        request = Request(self._fitting(tokenizer), seed, generator, batch_size)
+        request = self._request(tokenizer, seed, generator, batch_size)
         placed = place(images, canvas, corner)
         return draw_around(self, request, placed, labels, settings, edit, overlap)
 
@@ -271,6 +279,16 @@ class PretrainedVAR(Shareable, VAR):
         """Write `config.json`, `model.safetensors` and, where there is one, `tokenizer/`."""
         save_var(self, self.__dict__["_bundled"], Path(folder), self.class_names)
         return Path(folder)
+
+    def _request(
+        self,
+        tokenizer: VQVAE | None,
+        seed: Seeds,
+        generator: torch.Generator | None,
+        batch_size: int,
+    ) -> Request:
+        kept = self.__dict__["_kept"]
+        return Request(self._fitting(tokenizer), seed, generator, batch_size, kept=kept)
 
     def _fitting(self, tokenizer: VQVAE | None) -> VQVAE:
         if tokenizer is None:

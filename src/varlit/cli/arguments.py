@@ -4,10 +4,14 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from varlit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -55,6 +59,35 @@ def check_writable(path: Path) -> Path:
     return path
 
 
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Refuse to write over a file that is read, by whatever name.
+
+    Raises:
+        UserError: If an output is one of the inputs; None is no file.
+    """
+    given = [path for path in inputs if path is not None and path.exists()]
+    for output in outputs:
+        if output.exists() and any(output.samefile(path) for path in given):
+            raise UserError(f"{output} is read here and would be overwritten; give another --out")
+
+
+def check_seeds(first: int, count: int, limit: int = 2**63) -> None:
+    """Refuse seeds that leave their range.
+
+    Args:
+        first: What was given as --seed.
+        count: How many are counted up from it.
+        limit: Below this they lie, and not below its negative.
+
+    Raises:
+        UserError: If one does not.
+    """
+    if not -limit <= first <= limit - count:
+        raise UserError(
+            f"--seed: got {first}, expected {-limit}..{limit - count}, so that all {count} fit"
+        )
+
+
 def pick_device(name: str) -> str:
     """Resolve `auto` to the GPU where there is one.
 
@@ -82,6 +115,13 @@ def takes_bf16(precision: str, device: str) -> bool:
     if precision == "auto" and device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
+
+
+def drawing_dtype(precision: str, device: str) -> "torch.dtype | None":
+    """What a transformer's weights are cast to before it draws; None leaves them as they are."""
+    import torch
+
+    return torch.bfloat16 if takes_bf16(precision, device) else None
 
 
 class Count:

@@ -1,8 +1,10 @@
 """`varlit consolidate RUN`: a checkpoint that many processes wrote in parts, as one file."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from varlit.cli.arguments import VerbParser
+from varlit.cli.run_lock import RunLock
 from varlit.errors import UserError
 
 
@@ -28,7 +30,10 @@ def main(argv: list[str]) -> int:
     """
     args = build_parser().parse_args(argv)
     path = find_checkpoint(args.run, args.checkpoint, Path(args.root))
-    if consolidate(path):
+    in_run = path.parent.name == "checkpoints"
+    with RunLock(path.parent.parent) if in_run else nullcontext():  # a training would save amid it
+        is_new = consolidate(path)
+    if is_new:
         print(f"{path}: one file, {path.stat().st_size / 2**20:,.1f} MiB; its parts are gone")
     else:
         print(f"{path}: one file already; nothing was done")
@@ -61,20 +66,21 @@ def consolidate(path: Path) -> bool:
     Raises:
         UserError: If the checkpoint or a part of it is missing or damaged.
     """
-    from varlit.cli.checkpoint import read_checkpoint
+    from varlit.training.checkpoint_files import read_checkpoint
+    from varlit.training.sealing import write_sealed
     from varlit.training.shard_files import (
         in_parts,
         joined_tree,
         open_parts,
         parts_folder,
-        write_whole,
+        remove_unused_parts,
     )
 
     content = read_checkpoint(path)
     if not in_parts(content):
         return False
-    write_whole(joined_tree(open_parts(content, path)), path)
-    for part in parts_folder(path).iterdir():
-        part.unlink()
-    parts_folder(path).rmdir()
+    write_sealed(joined_tree(open_parts(content, path)), path)
+    remove_unused_parts(path)
+    if not any(parts_folder(path).iterdir()):
+        parts_folder(path).rmdir()
     return True

@@ -17,7 +17,7 @@ def model_config(run_dir: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON; copy or convert the model again") from None
     return config if isinstance(config, dict) else None
 
@@ -26,20 +26,24 @@ def words_instead_of_a_recipe(stage: str, config: dict[str, Any], run_dir: Path)
     """Flags that make the stage's module the model of the folder, without a checkpoint.
 
     Raises:
-        UserError: If the folder holds the model of the other stage, or one that has no such verbs.
+        UserError: If the folder holds the model of the other stage.
     """
     if config.get("model") != stage:
         raise UserError(f"{run_dir} holds a {config.get('model')}, not a model of stage {stage}")
-    if stage != "tokenizer":
-        raise UserError(
-            f"{run_dir} holds a VAR and no recipe, so its training data are unknown; measure it "
-            f"with: varlit evaluate {run_dir.name}"
-        )
     words = ["--ckpt_path", "", "--model.init_from", str(run_dir)]
-    for key, value in config["tokenizer"].items():
-        words += [f"--model.tokenizer.{key}", json.dumps(value) if _is_list(value) else str(value)]
+    if stage == "var":
+        # The folder stands in for a token cache, unless the user's own flag names one.
+        words += ["--data.tokens", str(run_dir)]
+    from varlit.models.config import TokenizerConfig, VARConfig
+
+    kind = TokenizerConfig if stage == "tokenizer" else VARConfig
+    plain = kind.of(config.get(stage)).to_dict()  # type: ignore[arg-type]
+    for key, value in ((key, plain[key]) for key in config[stage]):
+        words += [f"--model.{stage}.{key}", json.dumps(value) if _is_list(value) else str(value)]
     # Nothing is trained: no loss is needed, and averaged weights would be a second copy.
-    for setting in ("loss.perceptual_weight", "loss.disc_weight", "optim.ema_decay"):
+    unused = ["optim.ema_decay"]
+    unused += ["loss.perceptual_weight", "loss.disc_weight"] * (stage == "tokenizer")
+    for setting in unused:
         words += [f"--model.{setting}", "0"]
     return words
 

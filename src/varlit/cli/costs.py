@@ -10,20 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from varlit.cli.recipes import conf_folder, read_yaml
-from varlit.cli.tracing import count, traced
+from varlit.cli.tokenizer_memory import has_average, tokenizer_memory
+from varlit.cli.tracing import count
 from varlit.cli.var_memory import var_memory
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import read_model_config
 from varlit.models.initialization import shapes_only
 from varlit.models.var import VAR
-from varlit.models.vqvae import VQVAE
 from varlit.ops.costs import (
     ASSUMED_SHARE,
     BF16_PEAK_TFLOPS,
-    BYTES_PER_TRAINED_PARAMETER,
     TransformerShape,
     cache_bytes,
     key_value_bytes,
@@ -32,7 +29,6 @@ from varlit.ops.costs import (
 from varlit.ops.steps import Steps
 
 GIB = 2**30
-BYTES_OF_AN_AVERAGE = 4
 NUM_IMAGES = {"DigitsDataModule": 1_500, "ImageNetDataModule": 1_281_167}
 IMAGENET_CLASSES = 1000
 NUM_DEVICES, CARD_GIB = 8, 80
@@ -47,26 +43,15 @@ def tokenizer_card(settings: Mapping[str, Any]) -> str:
     Args:
         settings: Resolved settings with `model`, `data` and `trainer`.
     """
-    model, data = settings.get("model") or {}, _data(settings)
-    config = TokenizerConfig.of(model.get("tokenizer") or {})
-    side = config.image_size
-    with shapes_only():
-        network = VQVAE(config)
-        encoder = traced(lambda: network.encoder(torch.empty(1, 3, side, side)), network)
-        latent = torch.empty(1, config.codebook_dim, side // config.stride, side // config.stride)
-        decoder = traced(lambda: network.decoder(latent), network)
-    parameters, averaged = count(network), _ema(model)
-    trained = f"{_millions(parameters)} ({_millions(count(network.encoder))} encoder, "
+    model, data = settings.get("model") or {}, flat_data(settings)
+    memory = tokenizer_memory(settings)
+    network, encoder, decoder = memory.network, memory.encoder, memory.decoder
+    config, discriminator = network.config, memory.num_discriminator
+    trained = f"{_millions(count(network))} ({_millions(count(network.encoder))} encoder, "
     trained += f"{_millions(count(network.decoder))} decoder, codebook {config.codebook_size} x "
     trained += f"{config.codebook_dim})"
-    discriminator = _discriminator(model)
     if discriminator:
         trained += f" + {_millions(discriminator)} discriminator"
-    passes, saved = encoder.flops + decoder.flops, encoder.saved_bytes + decoder.saved_bytes
-    saved /= 2 if "16" in str((settings.get("trainer") or {}).get("precision", "")) else 1
-    bytes_each = BYTES_PER_TRAINED_PARAMETER + BYTES_OF_AN_AVERAGE * averaged
-    states = (parameters + discriminator) * bytes_each
-    words = "weights, gradients, AdamW" + ", average" * averaged
     loss = model.get("loss") or {}
     beyond = " + LPIPS" if loss.get("perceptual_weight", 1.0) else ""
     beyond += " + discriminator" if discriminator else ""
@@ -74,8 +59,8 @@ def tokenizer_card(settings: Mapping[str, Any]) -> str:
         "parameters": trained,
         "tokens": _tokens(config),
         "compute": f"{_flops(encoder.flops)} to encode, {_flops(decoder.flops)} to decode an image;"
-        f" {_flops(3 * passes)}{beyond} to train on it",
-        "memory": _memory(states, saved, words),
+        f" {_flops(3 * (encoder.flops + decoder.flops))}{beyond} to train on it",
+        "memory": _memory(memory.states, memory.per_image, memory.words),
         **_length(settings, data, NUM_IMAGES.get(str(data.get("class_path")).rsplit(".", 1)[-1])),
     }
     return card("tokenizer", rows)
@@ -87,14 +72,14 @@ def var_card(settings: Mapping[str, Any]) -> str:
     Args:
         settings: Resolved settings with `model`, `data` and `trainer`.
     """
-    model, data = settings.get("model") or {}, _data(settings)
+    model, data = settings.get("model") or {}, flat_data(settings)
     config = VARConfig.of(model.get("var") or {})
-    cache = _cache(data)
+    cache = expected_cache(data)
     tokenizer, num_classes, num_images = cache.tokenizer, cache.num_classes, cache.num_images
     with shapes_only():
         network = VAR(config, tokenizer, num_classes)
     parameters = count(network)
-    memory = var_memory(network, settings, _ema(model))
+    memory = var_memory(network, settings, has_average(model))
     width, steps = config.resolved_width, network.steps
     shape = TransformerShape(
         config.depth, width, round(config.mlp_ratio * width), tokenizer.codebook_size, steps
@@ -125,14 +110,16 @@ def card(title: str, rows: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Cache:
+class ExpectedCache:
+    """What stage 2 will read: of the cache that is there, else of what the recipes say."""
+
     tokenizer: TokenizerConfig
     num_classes: int
     num_images: int | None
     remark: str
 
 
-def _cache(data: Mapping[str, Any]) -> _Cache:
+def expected_cache(data: Mapping[str, Any]) -> ExpectedCache:
     """Read what the token cache says; without one, what the tokenizer's recipe says."""
     given = Path(str(data.get("tokens") or "tokenizer"))
     for folder in (given, given / "tokens", Path("runs") / given / "tokens"):
@@ -141,14 +128,14 @@ def _cache(data: Mapping[str, Any]) -> _Cache:
             manifest = json.loads((folder / "manifest.json").read_text())
             shape = TokenizerConfig.of(read_model_config(folder / "tokenizer")["tokenizer"])
             num_images = int(manifest["splits"]["train"]["count"])
-            return _Cache(shape, int(manifest["num_classes"]), num_images, str(folder))
+            return ExpectedCache(shape, int(manifest["num_classes"]), num_images, str(folder))
     recipe = conf_folder() / "tokenizer" / f"{given.name.removeprefix('tokenizer-')}.yaml"
     if not recipe.is_file():
         remark = f"none at `{given}` yet; the paper's tokenizer is assumed"
-        return _Cache(TokenizerConfig(), IMAGENET_CLASSES, None, remark)
+        return ExpectedCache(TokenizerConfig(), IMAGENET_CLASSES, None, remark)
     content = read_yaml(recipe)
-    source = str(_data(content).get("class_path")).rsplit(".", 1)[-1]
-    return _Cache(
+    source = str(flat_data(content).get("class_path")).rsplit(".", 1)[-1]
+    return ExpectedCache(
         TokenizerConfig.of((content.get("model") or {}).get("tokenizer") or {}),
         10 if source == "DigitsDataModule" else IMAGENET_CLASSES,
         NUM_IMAGES.get(source),
@@ -156,28 +143,12 @@ def _cache(data: Mapping[str, Any]) -> _Cache:
     )
 
 
-def _data(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flat_data(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten `data`: a class's name and arguments, or the arguments alone."""
     data = settings.get("data") or {}
     if isinstance(data, str):
         return {"class_path": data}
     return {**data, **(data.get("init_args") or {})}
-
-
-def _discriminator(model: Mapping[str, Any]) -> int:
-    if (model.get("loss") or {}).get("disc_weight", 0.4) == 0:
-        return 0
-    from varlit.models.discriminator import DiscriminatorConfig, build_discriminator
-
-    with shapes_only():
-        return count(build_discriminator(DiscriminatorConfig.of(model.get("discriminator") or {})))
-
-
-def _ema(model: Mapping[str, Any]) -> bool:
-    from varlit.training.optim import OptimConfig, TokenizerOptimConfig
-
-    default = OptimConfig() if "var" in model else TokenizerOptimConfig()
-    return bool((model.get("optim") or {}).get("ema_decay", default.ema_decay))
 
 
 def _cache_size(steps: Steps, num_images: int | None) -> str:
@@ -188,10 +159,10 @@ def _hours(
     settings: Mapping[str, Any], data: Mapping[str, Any], num_images: int | None, flops: float
 ) -> str:
     """How long the recipe takes on eight cards at the assumed share of what they can do."""
-    steps = _steps(settings, data, num_images)
+    steps = num_steps(settings, data, num_images)
     if not steps:
         return ""
-    work = steps * _batch(data) * flops
+    work = steps * global_batch(data) * flops
     rates = {name: NUM_DEVICES * BF16_PEAK_TFLOPS[name] * 1e12 * ASSUMED_SHARE for name in CARDS}
     hours = {name: work / rate / 3600 for name, rate in rates.items()}
     if max(hours.values()) < LEAST_HOURS:
@@ -217,9 +188,9 @@ def _length(
     """Rows on batch, learning rate and steps."""
     trainer = settings.get("trainer") or {}
     optim = (settings.get("model") or {}).get("optim") or {}
-    batch, lr = _batch(data), float(optim.get("lr", 1e-4))
+    batch, lr = global_batch(data), float(optim.get("lr", 1e-4))
     rows = {"batch": f"{batch:,} images; peak lr {lr * batch / 256:.3g} = {lr:.3g} x {batch} / 256"}
-    epochs, steps = trainer.get("max_epochs"), _steps(settings, data, num_images)
+    epochs, steps = trainer.get("max_epochs"), num_steps(settings, data, num_images)
     if steps and (trainer.get("max_steps") or -1) > 0:
         rows["steps"] = f"{steps:,}"
     elif steps and num_images:
@@ -232,11 +203,12 @@ def _length(
     return rows
 
 
-def _batch(data: Mapping[str, Any]) -> int:
+def global_batch(data: Mapping[str, Any]) -> int:
+    """Images of one optimizer step, over all devices."""
     return int(data.get("batch_size") or 64)
 
 
-def _steps(
+def num_steps(
     settings: Mapping[str, Any], data: Mapping[str, Any], num_images: int | None
 ) -> int | None:
     """Optimizer steps of the training; None where it is not known yet."""
@@ -244,7 +216,7 @@ def _steps(
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps") or -1
     if steps > 0:
         return int(steps)
-    return max(1, num_images // _batch(data)) * int(epochs) if num_images and epochs else None
+    return max(1, num_images // global_batch(data)) * int(epochs) if num_images and epochs else None
 
 
 def _tokens(config: TokenizerConfig) -> str:

@@ -1,17 +1,27 @@
 """`varlit edit RUN PHOTO`: draw a part of a photo anew, or what lies beyond its edge."""
 
-import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from varlit.cli.arguments import PRECISIONS, VerbParser, check_writable, pick_device
-from varlit.cli.edit_drawing import draw_variants, is_beyond, open_task
-from varlit.cli.verbs import typed
+from varlit.cli.arguments import (
+    PRECISIONS,
+    VerbParser,
+    check_apart,
+    check_seeds,
+    check_writable,
+    pick_device,
+)
+from varlit.cli.edit_drawing import draw_variants, is_beyond, open_task, settings_of
+from varlit.cli.edit_inputs import is_ratio
+from varlit.cli.next_line import next_line
 from varlit.errors import UserError
 
 if TYPE_CHECKING:
     from varlit.checkpoints.pretrained_var import PretrainedVAR
+
+MAX_CANVAS_SEED = 2**62
+"""Each square of a canvas has its own seeds, counted up from those that were given."""
 
 
 def build_parser() -> VerbParser:
@@ -24,7 +34,11 @@ def build_parser() -> VerbParser:
     add("--mask", type=Path, help="image of the photo's size; what is white is drawn anew")
     add("--invert", action="store_true", help="draw what is outside the box or mask")
     add("--outpaint", default="", help="draw beyond left,right,top,bottom or all, or to 16:9")
-    add("--extend", type=float, default=0.5, help="how far beyond a side, in sides of the photo")
+    add(
+        "--extend",
+        type=float,
+        help="how far beyond a side, in sides of the photo; half of one if not given",
+    )
     add(
         "--place", type=float, default=1.0, help="shrink the photo first, to this share of a square"
     )
@@ -64,6 +78,7 @@ def main(argv: list[str]) -> int:
     from varlit.viz.grids import save_png, to_uint8
     from varlit.viz.masks import edit_sheet
 
+    settings_of(args)  # what is wrong with them is said before the model is read
     device = pick_device(args.device)
     var = load(args.run, args.root)
     if not isinstance(var, PretrainedVAR):
@@ -78,11 +93,11 @@ def main(argv: list[str]) -> int:
     save_png(edit_sheet(original, is_new, variants, labels=labels), args.out)
     print(f"original, mask and {args.variants} pictures: {args.out}")
     if args.save_each:
-        paths = [args.out.with_name(f"{args.out.stem}-{seed}.png") for seed in seeds]
+        paths = paths_of_each(args)
         for picture, path in zip(to_uint8(variants), paths, strict=True):
             save_png(picture, path)
         print(f"each alone: {', '.join(str(path) for path in paths)}")
-    print(repeat_line(argv, args))
+    print(next_line("edit", argv, args.seed + args.variants, args.out))
     return 0
 
 
@@ -102,13 +117,44 @@ def check_flags(args: Namespace) -> None:
             "say what is drawn anew by one of: --box left,top,right,bottom, --mask FILE, or beyond "
             "the photo --outpaint left,right and --place 0.6"
         )
-    if is_beyond(args) and args.invert:
-        raise UserError("--invert turns a --box or --mask around; --outpaint has neither")
+    check_beyond(args)
     if args.feather_px is not None and not (args.paste or is_beyond(args)):
         raise UserError(
             "--feather_px is the edge of the pixels that --paste puts back; add --paste"
         )
+    check_seeds(args.seed, args.variants, MAX_CANVAS_SEED if is_beyond(args) else 2**63)
     check_writable(args.out)
+    outputs = [args.out, *(paths_of_each(args) if args.save_each else [])]
+    check_apart(outputs, [args.photo, args.mask])
+
+
+def check_beyond(args: Namespace) -> None:
+    """Refuse flags that a canvas does not read, and those of a canvas where there is none.
+
+    Raises:
+        UserError: If there is one.
+    """
+    if args.extend is not None and (not args.outpaint or is_ratio(args.outpaint)):
+        raise UserError(
+            "--extend is how far to draw beyond the sides that --outpaint names, such as "
+            "--outpaint left,right; here it changes nothing, so leave it out"
+        )
+    if not is_beyond(args):
+        return
+    if args.invert:
+        raise UserError("--invert turns a --box or --mask around; --outpaint has neither")
+    for flag in ("paste", "hide_masked", "refit_known"):
+        if getattr(args, flag):
+            raise UserError(
+                f"--{flag} is for a --box or --mask; beyond the photo it is always so, so leave it "
+                "out"
+            )
+
+
+def paths_of_each(args: Namespace) -> list[Path]:
+    """Where --save_each writes."""
+    seeds = range(args.seed, args.seed + args.variants)
+    return [args.out.with_name(f"{args.out.stem}-{seed}.png") for seed in seeds]
 
 
 def class_of(text: str, var: "PretrainedVAR") -> int | None:
@@ -128,13 +174,3 @@ def class_of(text: str, var: "PretrainedVAR") -> int | None:
     if len(labels) > 1:
         raise UserError(f"--class takes one class; got `{text}`")
     return labels[0]
-
-
-def repeat_line(argv: list[str], args: Namespace) -> str:
-    """The same command for the next seeds."""
-    words = [word for word in argv if not word.startswith("--seed=")]
-    if "--seed" in words:
-        at = words.index("--seed")
-        del words[at : at + 2]
-    seed = str(args.seed + args.variants)
-    return "next: " + typed(shlex.join(["varlit", "edit", *words, "--seed", seed]))

@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from varlit.cli.arguments import takes_bf16
+from varlit.cli.arguments import drawing_dtype
 from varlit.cli.edit_inputs import (
     box_mask,
     check_mask,
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from varlit.checkpoints.pretrained_var import PretrainedVAR
+    from varlit.generation.edits import EditSettings
     from varlit.generation.outpainting import Placed
+    from varlit.generation.sampler import SamplingSettings
+
+HALF_A_SIDE = 0.5
+"""How far beyond a side if not told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ def open_task(args: Namespace, side_px: int) -> Task:
     if is_beyond(args):
         photo = read_whole(args.photo, side_px, args.place)
         height, width = photo.pixels.shape[-2:]
-        room = extent(args.outpaint or "1:1", args.extend, (height, width), side_px)
+        share = HALF_A_SIDE if args.extend is None else args.extend
+        room = extent(args.outpaint or "1:1", share, (height, width), side_px)
         if room.canvas == (height, width):
             raise UserError(
                 f"the photo fills its canvas of {width}x{height} px, so nothing is to be drawn; "
@@ -65,20 +71,13 @@ def open_task(args: Namespace, side_px: int) -> Task:
     return Task(Placed(photo.pixels.unsqueeze(0), is_new), False, photo.remark)
 
 
-def draw_variants(var: "PretrainedVAR", task: Task, args: Namespace, label: int | None) -> "Tensor":
-    """Draw the task `args.variants` times.
-
-    Returns:
-        (N, 3, H, W) in [-1, 1], on the CPU.
+def settings_of(args: Namespace) -> tuple["SamplingSettings", "EditSettings"]:
+    """How tokens are drawn, and what of the photo is kept.
 
     Raises:
-        UserError: If they do not fit into the memory of the GPU; it names a batch that does.
+        UserError: If a value is out of range.
     """
-    import torch
-
-    from varlit.generation.edits import EditSettings, draw_edits
-    from varlit.generation.outpainting import draw_around
-    from varlit.generation.requests import Request
+    from varlit.generation.edits import EditSettings
     from varlit.generation.sampler import SamplingSettings
 
     settings = SamplingSettings(
@@ -92,10 +91,30 @@ def draw_variants(var: "PretrainedVAR", task: Task, args: Namespace, label: int 
         args.hide_masked,
         args.refit_known,
     )
-    request = Request(var.tokenizer, args.seed, None, args.batch_size)
+    return settings, edit
 
+
+def draw_variants(var: "PretrainedVAR", task: Task, args: Namespace, label: int | None) -> "Tensor":
+    """Draw the task `args.variants` times.
+
+    Returns:
+        (N, 3, H, W) in [-1, 1], on the CPU.
+
+    Raises:
+        UserError: If they do not fit into the memory of the GPU; it names a batch that does.
+    """
+    import torch
+
+    from varlit.generation.edits import draw_edits
+    from varlit.generation.outpainting import draw_around
+    from varlit.generation.requests import Request
+
+    settings, edit = settings_of(args)
     placed, device = task.placed, var.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=takes_bf16(args.precision, device)):
+    dtype = drawing_dtype(args.precision, device)
+    request = Request(var.tokenizer, args.seed, None, args.batch_size, dtype)
+    # The transformer brings weights of its own; pictures are decoded under autocast.
+    with torch.autocast(device, torch.bfloat16, enabled=dtype is not None):
         if task.is_canvas:
             return draw_around(var, request, placed, label, settings, edit).cpu()
         images = placed.images

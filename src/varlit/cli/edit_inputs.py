@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIDES = ("left", "right", "top", "bottom")
+RATIO = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)")
 MAX_RATIO = 16
 
 
@@ -148,20 +149,28 @@ def check_mask(is_new: "Tensor") -> "Tensor":
     return is_new
 
 
+def is_ratio(text: str) -> bool:
+    """Whether a canvas is told by its ratio, such as `16:9`."""
+    return RATIO.fullmatch(text) is not None
+
+
 def extent(text: str, share: float, size: tuple[int, int], side_px: int) -> Extent:
     """The canvas for a picture: grown by `share` of its side beyond some sides, or to a ratio.
+
+    A canvas that would be smaller than the model's side grows to it: beyond the sides that were
+    asked for, or evenly where none lies on that axis.
 
     Args:
         text: `left,right` or others of the four sides, `all`, or a ratio such as `16:9`.
         share: How far beyond each side, in sides of the picture; a ratio does not read it.
         size: (h, w) of the picture.
-        side_px: The model's side; no canvas is smaller.
+        side_px: The model's side.
 
     Raises:
         UserError: If the text is neither, or a number is out of range.
     """
     height, width = size
-    ratio = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text)
+    ratio = RATIO.fullmatch(text)
     if ratio and min(map(float, ratio.groups())) > 0:
         across = float(ratio[1]) / float(ratio[2])
         if not 1 / MAX_RATIO <= across <= MAX_RATIO:
@@ -178,9 +187,19 @@ def extent(text: str, share: float, size: tuple[int, int], side_px: int) -> Exte
     if not 0 < share <= 8:
         raise UserError(f"--extend must lie above 0 and up to 8; got {share}")
     add = {side: round(share * (width if side in SIDES[:2] else height)) for side in wanted}
-    left, top = add.get("left", 0), add.get("top", 0)
-    canvas = top + height + add.get("bottom", 0), left + width + add.get("right", 0)
-    return Extent(canvas, (top, left))
+    top, rows = _along(height, add.get("top", 0), add.get("bottom", 0), side_px)
+    left, columns = _along(width, add.get("left", 0), add.get("right", 0), side_px)
+    return Extent((rows, columns), (top, left))
+
+
+def _along(length: int, before: int, after: int, side_px: int) -> tuple[int, int]:
+    """Where a picture begins on one axis of its canvas, and how long that is."""
+    lacking = max(0, side_px - (before + length + after))
+    if bool(before) == bool(after):
+        before += lacking // 2
+    elif before:
+        before += lacking
+    return before, max(side_px, before + length + after)
 
 
 def _existing(path: Path, what: str) -> Path:

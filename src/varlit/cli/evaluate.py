@@ -1,7 +1,6 @@
 """`varlit evaluate RUN`: FID and its companions of any VAR, a converted one included.
 
-`varlit var test` does the same for a run that was trained here, on all its GPUs; this verb needs
-no recipe and no data, only the model's folder and the reference.
+`varlit var test` does the same on all GPUs; this verb needs only the folder and the reference.
 """
 
 import argparse
@@ -61,6 +60,7 @@ def add_arguments(parser: VerbParser) -> None:
     add("--more_smooth", action="store_true", help="smoother pictures, worse FID")
     add("--rounding", choices=("nearest", "down"), default="nearest", help="how to reach uint8")
     add("--seed", type=int, default=0, help="image i is drawn from seed + i")
+    add("--reference_rows", type=int, default=10_000, help="real images for precision; 0 = all")
     add("--reference_workers", type=int, default=4, help="processes that read reference images")
     add("--save_every_s", type=float, default=120.0, help="save so often, to go on after a cut")
     add("--root", default="runs", help="where runs live")
@@ -78,15 +78,17 @@ def main(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     from varlit.checkpoints.store import find_model
     from varlit.cli.report import print_protocol, print_table, told_choice, write_metrics
+    from varlit.training.var_evaluation import titles_of
 
     config = config_of(args)
     folder = find_model(args.run, args.root)
     out = checked_out(args.out or folder / METRICS)
     bench = open_bench(args, config, folder)
-    found = bench.evaluate(config, out.parent)
-    published = bench.published(found)
-    title = f"{args.run}{told_choice(config.keep)}: {config.count:,} images"
-    print_table(title, found.to_dict(), published)
+    # What is drawn stays with the model, wherever the figures go; a shared one may be read-only.
+    found = bench.evaluate(config, folder if os.access(folder, os.W_OK) else out.parent)
+    published, quick = bench.published(found), "a quick look, " if config.quick else ""
+    title = f"{args.run}{told_choice(config.keep)}: {quick}{config.count:,} images"
+    print_table(title, found.to_dict(), published, titles_of(found))
     print_protocol(found.protocol)
     write_metrics(out, found.to_dict(), folder, found.protocol)
     return 0
@@ -124,12 +126,14 @@ class Bench:
         """
         import torch
 
-        from varlit.generation.sampler import Sampler
+        from varlit.generation.compiled import open_sampler
         from varlit.training.evaluation import FOLDER, evaluate
-        from varlit.training.var_evaluation import subject_of
+        from varlit.training.var_evaluation import subject_of, with_drawing
 
+        var, tokenizer = self.loaded.var, self.loaded.tokenizer
+        sampler = open_sampler(var, tokenizer, None, num_images=config.count)
         subject = subject_of(
-            Sampler(self.loaded.var, self.loaded.tokenizer),
+            sampler,
             config,
             "bf16-mixed" if self.is_bf16 else "32-true",
             lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16),
@@ -137,12 +141,13 @@ class Bench:
             self.weights,
         )
         try:
-            return evaluate(subject, config, self.network, self.references, folder / FOLDER)
+            found = evaluate(subject, config, self.network, self.references, folder / FOLDER)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of GPU memory at --batch_size {config.batch_size}; try --batch_size "
                 f"{max(1, config.batch_size // 2)}"
             ) from error
+        return with_drawing(found, sampler)
 
     def published(self, found: "Evaluation") -> dict[str, dict[str, float]]:
         """Published figures of the same model, by source."""
@@ -193,8 +198,8 @@ def _tell_other_gpus(device: "torch.device", run: str) -> None:
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if count > 1:
         print(
-            f"varlit: draws on one of {count} GPUs; for a run that was trained here all of them "
-            f"draw the same images by: make eval-fid NAME={run} GPUS={count}",
+            f"varlit: draws on one of {count} GPUs; all of them draw the same set by: "
+            f"make eval-fid NAME={run} GPUS={count}",
             flush=True,
         )
 

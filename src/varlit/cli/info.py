@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from varlit.cli.recipes import (
+    BAD_SCALARS,
     STAGES,
     base_chain,
     conf_folder,
@@ -50,7 +51,17 @@ def cost_card(stage: str, settings: dict[str, Any]) -> str:
     """Return the cost card of resolved settings."""
     from varlit.cli.costs import tokenizer_card, var_card
 
-    return tokenizer_card(settings) if stage == "tokenizer" else var_card(settings)
+    try:
+        return tokenizer_card(settings) if stage == "tokenizer" else var_card(settings)
+    except UserError:
+        raise
+    except (*BAD_SCALARS, ArithmeticError, RuntimeError) as error:
+        # Settings come here without the parser's types, which would take seconds to import.
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"these settings make no {stage} ({type(error).__name__}: {reason}); which one is "
+            f"wrong says: varlit {stage} fit ... --dry_run"
+        ) from error
 
 
 def find_settings(target: str) -> list[tuple[str, Path]]:
@@ -91,7 +102,10 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         value = value if equals else next(rest, "")
         if not flag.startswith("--") or "." not in flag or not value:
             raise UserError(f"expected pairs such as --model.var.depth 20; got `{word}`")
-        nested: Any = yaml.safe_load(value)
+        try:
+            nested: Any = yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError, *BAD_SCALARS) as error:
+            raise UserError(f"{flag}: `{value[:80]}` is no value in YAML; quote it") from error
         for key in reversed(flag.removeprefix("--").split(".")):
             nested = {key: nested}
         settings = merge(settings, nested)

@@ -9,8 +9,10 @@ import errno
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from varlit import __version__
+from varlit.disks import FULL, free_room
 from varlit.errors import UserError
 
 VERBS = {
@@ -27,8 +29,9 @@ VERBS = {
     "compare": "varlit.cli.compare",
     "quickstart": "varlit.cli.quickstart",
     "consolidate": "varlit.cli.consolidate",
+    "replay": "varlit.cli.replay",
     "info": "varlit.cli.info",
-    "doctor": "varlit.cli.doctor",
+    "doctor": "varlit.cli.doctor.main",
 }
 
 CARD = f"""\
@@ -53,8 +56,9 @@ Verbs
   varlit data                 pack images into tar shards, list shards, say what a data set holds
   varlit consolidate RUN      a checkpoint that many GPUs wrote in parts, as one file
   varlit cache                what a token cache holds, whether it is whole; other formats
+  varlit replay FILE          a step with NaN once more: where it begins
   varlit info RECIPE          parameters, FLOPs, memory, steps; no GPU needed
-  varlit doctor               versions, GPUs, disk, data: ok / warn / how to mend
+  varlit doctor -c RECIPE     what would break a long run here: ok / warn / how to mend
 
 Examples
   varlit quickstart --out runs/demo --seed 0
@@ -65,6 +69,8 @@ Examples
 More: varlit VERB --help; add --dry_run to any fit to see what it would do.
 """
 
+HELP = ("-h", "--help", "help")
+
 # What can go wrong with a disk; every other OSError is a fault of ours and keeps its traceback.
 DISK_ERRORS = {
     errno.ENOSPC: "no space left; free some, or write elsewhere (--root or --out)",
@@ -72,6 +78,8 @@ DISK_ERRORS = {
     errno.EACCES: "permission denied; mend the rights, or write elsewhere (--root or --out)",
     errno.EPERM: "not permitted; mend the rights, or write elsewhere (--root or --out)",
     errno.EROFS: "read-only file system; write elsewhere (--root or --out)",
+    errno.EFBIG: "larger than a file may be here (ulimit -f); raise that, or write elsewhere",
+    errno.EIO: "the disk fails (input/output error); write elsewhere (--root or --out)",
 }
 
 
@@ -86,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in {"-h", "--help", "help"}:
-        if len(argv) > 1:
+    if not argv or argv[0] in HELP:
+        if len(argv) > 1 and argv[1] not in HELP:
             return main([argv[1], "--help"])
         print(CARD, end="")
         return 0
@@ -111,24 +119,46 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS or _wants_traceback():
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{place}{DISK_ERRORS[error.errno]}")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error) or _wants_traceback():
+        return _complain(_told(error))
+    except MemoryError:
+        if _wants_traceback():
             raise
-        return _complain("torch and torchvision do not fit each other; see: varlit doctor --pair")
+        return _complain("out of memory; take fewer at a time (--help names the flag)")
+    except RuntimeError as error:
+        if _wants_traceback():
+            raise
+        if "torchvision::" in str(error):
+            return _complain("torch and torchvision do not fit together; see: varlit doctor --pair")
+        if (explained := _explain_death(error)) is None:
+            raise
+        return _complain(explained)
     except KeyboardInterrupt:
         return 130
 
 
 def _run(verb: str, argv: list[str]) -> int:
     """Import a verb's module and hand it the rest of the line; a parser's exit is an exit code."""
+    from varlit.cli.quiet import format_warnings
+
+    format_warnings()
     try:
         return int(importlib.import_module(VERBS[verb]).main(argv) or 0)
     except SystemExit as stop:
         if isinstance(stop.code, str):
             return _complain(stop.code)
         return int(stop.code or 0)
+
+
+def _told(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    room = f" ({free_room(Path(error.filename))})" if place and error.errno in FULL else ""
+    return f"{place}{DISK_ERRORS[error.errno or 0]}{room}"
+
+
+def _explain_death(error: RuntimeError) -> str | None:
+    from varlit.data.worker_deaths import explain_death
+
+    return explain_death(error)
 
 
 def _complain(message: str) -> int:

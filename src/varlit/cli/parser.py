@@ -9,10 +9,13 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
+from omegaconf.errors import OmegaConfBaseException
+
+from varlit.cli.trust import denied_import, told_interpolation
 
 # How jsonargparse names the key that it does not know, in files and in flags.
 UNKNOWN_KEY = re.compile(
@@ -53,10 +56,24 @@ class Parser(LightningArgumentParser):
             raise argparse.ArgumentError(None, message) from ex
         parser = getattr(ex, "subcommand_parser", None) or self
         sys.stdout.flush()
+        if denied := denied_import(message):
+            sys.stderr.write(f"varlit: {denied}\n")
+            sys.exit(2)
         sys.stderr.write(f"varlit: {shorten(message)}\n")
         if hint := self._hint(parser, message):
             sys.stderr.write(f"        {hint}\n")
         sys.exit(2)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse; a `${...}` that leads nowhere is the user's mistake.
+
+        Raises:
+            UserError: In that case.
+        """
+        try:
+            return super().parse_args(*args, **kwargs)
+        except OmegaConfBaseException as error:
+            raise told_interpolation(error) from None
 
     def _hint(self, parser: argparse.ArgumentParser, message: str) -> str:
         if setting := CLASS_SETTING.search(message):

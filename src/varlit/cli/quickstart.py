@@ -5,7 +5,6 @@ It types the commands that a user would: tokenizer fit, tokenizer predict, var f
 """
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from varlit.cli import main as command_line
 from varlit.cli.arguments import VerbParser
 from varlit.cli.verbs import typed
+from varlit.disks import whole_file
 from varlit.errors import UserError
 
 STAGES = ("tokenizer", "var")
@@ -169,7 +169,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

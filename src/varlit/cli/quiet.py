@@ -73,6 +73,11 @@ def quieten() -> None:
                 handler.addFilter(_Filter())
     for message in WARNING_FILTERS:
         warnings.filterwarnings("ignore", message=message)
+    format_warnings()
+
+
+def format_warnings() -> None:
+    """Print warnings for people, from any verb; imports nothing heavy."""
     warnings.formatwarning = _one_line
 
 

@@ -13,6 +13,8 @@ from varlit.cli.converted import model_config, words_instead_of_a_recipe
 from varlit.errors import UserError
 
 STAGES = ("tokenizer", "var")
+MAX_VALUES = 100_000
+"""More values are no recipe: the largest of conf/ has a few dozen."""
 
 
 def conf_folder() -> Path:
@@ -138,6 +140,10 @@ def saved_fit(stage: str, run_dir: Path) -> Path:
     raise UserError(f"{path.parent}: {what}; {hint}")
 
 
+BAD_SCALARS = (ValueError, LookupError, AttributeError, TypeError, OverflowError)
+"""What PyYAML raises besides its own errors: on 2026-99-99, on `!!int x`, on 5,000 digits."""
+
+
 def stage_of(config: dict[str, Any]) -> str | None:
     """Tell the stage of a resolved config by what its model holds."""
     model = config.get("model") or {}
@@ -160,11 +166,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: {getattr(error, 'problem', 'not YAML')}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep for a recipe; `-c` takes YAML files") from None
+    except BAD_SCALARS as error:
+        raise UserError(f"{path} holds a value that is none ({error}); mend it") from None
     if content is None:
         return {}
+    if _unfolded(content, {}) > MAX_VALUES:
+        raise UserError(f"{path} unfolds to over {MAX_VALUES:,} values; use fewer * in it")
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` pairs; got a {type(content).__name__}")
     return content
+
+
+def _unfolded(node: Any, counted: dict[int, int]) -> int:
+    """Count the values of a document as if each alias were written out.
+
+    Ten lines of aliases to lists of aliases make ten billion; who copies them runs out of memory.
+    """
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = MAX_VALUES + 1  # what holds itself has no end
+        inside = node.values() if isinstance(node, dict) else node
+        counted[id(node)] = 1 + sum(_unfolded(part, counted) for part in inside)
+    return counted[id(node)]
 
 
 def expand(stage: str, subcommand: str, args: list[str], data: str = "") -> list[str]:
@@ -195,6 +221,8 @@ def expand(stage: str, subcommand: str, args: list[str], data: str = "") -> list
         if bare is not None:
             place += words_instead_of_a_recipe(stage, bare, run_dir)
     chain += [find_recipe(stage, given) for given in configs]
+    for path in chain:
+        read_yaml(path)  # what cannot be read is told before the parser meets it
     words = [word for path in chain for word in ("-c", str(path))]
     if data and not _names_data(chain, flags):
         words = ["--data", data, *words]

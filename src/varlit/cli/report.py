@@ -1,7 +1,5 @@
 """What a stage's verb tells at its end: the table of measures, metrics.json, the dry run's plan."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,24 +40,35 @@ def print_table(
     title: str,
     measures: Mapping[str, float],
     published: Mapping[str, Mapping[str, float]] | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> None:
-    """Print measures as a table, one a line, beside what others have published by source."""
+    """Print measures as a table, one a line.
+
+    Args:
+        title: The line above it.
+        measures: By the names that they have in metrics.json.
+        published: What others have published, by source and the same names.
+        titles: What people call some of the measures; these come first, in this order.
+    """
     print(title)
-    published = published or {}
-    width = max((len(name) for name in measures), default=0)
+    published, titles = published or {}, titles or {}
+    names = [*(n for n in titles if n in measures), *sorted(n for n in measures if n not in titles)]
+    width = max((len(titles.get(name, name)) for name in names), default=0)
     columns = [(max(8, len(source)), figures) for source, figures in published.items()]
     if published:
         heads = "".join(f"  {source:>8}" for source in published)
         print(f"  {'':<{width}}  {'ours':>10}{heads}")
-    for name, value in sorted(measures.items()):
+    for name in names:
         beside = "".join(f"  {_cell(figures.get(name)):>{room}}" for room, figures in columns)
-        print(f"  {name:<{width}}  {value:10.5g}{beside}")
+        print(f"  {titles.get(name, name):<{width}}  {measures[name]:10.5g}{beside}")
 
 
 def print_protocol(protocol: Mapping[str, Any]) -> None:
     """Print how an evaluation was done, and why it should not be trusted, if so."""
     if "sampling" not in protocol:
         return
+    from varlit.training.comparability import why_not_comparable
+
     drawn, weights = protocol["sampling"], protocol["weights"]
     blended = ", blended" if drawn["more_smooth"] else ""
     lines = {
@@ -67,7 +76,7 @@ def print_protocol(protocol: Mapping[str, Any]) -> None:
         f"{drawn['seed']}, {protocol['rounding']}",
         "sampling": f"guidance {drawn['cfg_scale']:g} ({drawn['guidance']}), top-k "
         f"{drawn['top_k']}, top-p {drawn['top_p']:g}{blended}, {protocol['sampling_precision']} on "
-        f"{protocol['device']}",
+        f"{protocol['device']}, {protocol.get('drawn', 'eager')}",
         "weights": ", ".join(f"{name} {value[:8]}" for name, value in weights.items()),
         "features": f"{protocol['features']} {protocol['weights_sha256'][:8]}, resized: "
         f"{protocol['resize']}",
@@ -80,15 +89,45 @@ def print_protocol(protocol: Mapping[str, Any]) -> None:
         told = f"{count:,} images" if count else "images not counted"
         sha = reference["reference_sha256"][:8]
         print(f"  reference  {reference['reference']}, {told}, sha256 {sha}")
+    for name, text in _measuring(protocol).items():
+        print(f"  {name:<9}  {text}")
     if protocol["is_quick"]:
         print("  a quick look: fewer images than published figures are of; compare with nothing")
+    elif why := why_not_comparable(protocol):
+        print(f"  no published figure compares: {why}")
     for remark in protocol["remarks"]:
         print(f"  beware: {remark}")
+
+
+def _measuring(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Splits, subsets and rows of the measures, as far as they were taken, and versions."""
+    told = {}
+    if "score_splits" in protocol:
+        told["splits"] = (
+            f"IS over {protocol['score_splits']} shuffled splits, seed {protocol['score_seed']}"
+        )
+    if "sample_rows" in protocol:
+        told["rows"] = (
+            f"KID over {protocol['kid_subsets']} subsets of {protocol['kid_subset_size']:,}, seed "
+            f"{protocol['kid_seed']}, of {protocol['sample_rows']:,} rows; precision and recall "
+            f"with k = {protocol['neighbours']} of {protocol['precision_images']:,} drawn and "
+            f"{protocol['recall_images']:,} real"
+        )
+    if versions := protocol.get("versions"):
+        told["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return told
 
 
 def told_choice(keep: float) -> str:
     """What follows a name in a title where images were chosen; the paper calls these rows -re."""
     return f"-re (rejection sampling, keep {keep:g})" if keep < 1.0 else ""
+
+
+def told_quick(protocol: Mapping[str, Any]) -> str:
+    """What follows a name in a title where few images were drawn."""
+    if not protocol.get("is_quick"):
+        return ""
+    return f": a quick look, {protocol['num_images']:,} images"
 
 
 def _print_choice(drawn: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
@@ -115,11 +154,11 @@ def write_metrics(
     protocol: Mapping[str, Any],
 ) -> None:
     """Write measures, the checkpoint they belong to and how they were taken, atomically."""
+    from varlit.data.whole_files import write_json
+
     content: dict[str, Any] = {"checkpoint": str(checkpoint) if checkpoint else None, **measures}
     if protocol:
         content["protocol"] = dict(protocol)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_json(path, content)
     print(f"written: {path}")

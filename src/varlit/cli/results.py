@@ -1,6 +1,7 @@
 """What metrics.json files of runs say, and which of it may stand beside published figures."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 from varlit.errors import UserError
 from varlit.metrics.published import model_name
+from varlit.models.config import VARConfig
+from varlit.training.comparability import number, why_not_comparable
 
 METRICS_FILE, CONFIG_FILE = "metrics.json", "config.json"
-PUBLISHED_NUM_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,21 @@ class Result:
     @property
     def why_not(self) -> str:
         """Why its numbers may not stand in a column with published ones; empty if they may."""
-        features = str(self.protocol.get("features", "unknown features"))
-        if features != "inception":
-            return f"by {features}, not Inception"
-        if not self.num_images:
-            return "number of images not told"
-        if self.protocol.get("is_quick") or self.num_images < PUBLISHED_NUM_IMAGES:
-            return f"quick: {self.num_images:,} images"
-        return "" if "fid" in self.figures else "no FID"
+        told = {"num_images": self.num_images, **self.protocol}
+        return why_not_comparable(told) or ("" if "fid" in self.figures else "no FID")
+
+    @property
+    def how(self) -> str:
+        """How its images were drawn and what they were compared with, in one line."""
+        drawn = self.protocol.get("sampling", {})
+        names = {"cfg_scale": "guidance", "guidance": "kind", "top_k": "top-k", "top_p": "top-p"}
+        parts = [f"{name} {drawn.get(key, 'not told')}" for key, name in names.items()]
+        parts += ["blended"] * bool(drawn.get("more_smooth"))
+        parts += [f"keep {self.keep:g}"] * (self.keep < 1.0)
+        parts.append(f"rounding {self.protocol.get('rounding', 'not told')}")
+        sha = str(self.protocol.get("reference_sha256", "not told"))[:8]
+        reference = self.protocol.get("reference", "not told")
+        return f"{', '.join(parts)}; reference {reference} (sha256 {sha})"
 
     @property
     def keep(self) -> float:
@@ -44,8 +53,7 @@ class Result:
     @property
     def num_images(self) -> int:
         """Images that were drawn; 0 where the file does not tell."""
-        told = self.protocol.get("num_images", self.figures.get("num_images", 0))
-        return int(told) if isinstance(told, int | float) else 0
+        return int(number(self.protocol.get("num_images", self.figures.get("num_images"))))
 
     @property
     def seconds_per_image(self) -> float | None:
@@ -69,7 +77,7 @@ def read_result(name: str, root: Path) -> Result:
     path = _file_of(name, root)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as JSON ({error}); measure the run again"
         ) from error
@@ -77,11 +85,12 @@ def read_result(name: str, root: Path) -> Result:
         raise UserError(f"{path} holds a {type(content).__name__}; expected figures by name")
     protocol = content.get("protocol")
     protocol = protocol if isinstance(protocol, dict) else {}
-    figures = {
-        key: float(value)
-        for key, value in content.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    figures = {key: float(value) for key, value in content.items() if _is_number(value)}
+    parts = {name: protocol.get(name, {}) for name in ("sampling", "versions")}
+    if not all(isinstance(part, dict) for part in parts.values()) or not all(
+        _is_number(protocol.get(name) or 0) for name in ("drawing_s", "num_images")
+    ):
+        raise UserError(f"{path} does not say how it was measured; measure the run again")
     model, steps = _model_of(path.parent)
     found = Result(
         name=path.parent.name if path.name == METRICS_FILE else path.stem,
@@ -91,6 +100,11 @@ def read_result(name: str, root: Path) -> Result:
         steps=steps,
     )
     return replace(found, model=f"{model}-re") if model and found.keep < 1.0 else found
+
+
+def _is_number(value: Any) -> bool:
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and abs(value) <= sys.float_info.max
 
 
 def _file_of(name: str, root: Path) -> Path:
@@ -107,11 +121,13 @@ def _model_of(folder: Path) -> tuple[str, int | None]:
     """The published model of a run's shape, and its number of scales, where config.json tells."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        var, tokenizer = config["var"], config["tokenizer"]
+        var, tokenizer = VARConfig.of(config["var"]), config["tokenizer"]
         scales, stride = tokenizer["scales"], 2 ** (len(tokenizer["channel_multipliers"]) - 1)
-        width = var["width"] or 64 * var["depth"]
-        name = model_name(var["depth"], width, scales[-1] * stride, config["num_classes"])
+        px, width = scales[-1] * stride, var.resolved_width
+        name = model_name(var.depth, width, px, config["num_classes"])
         # The raster baseline has the shape of a published VAR, and is none.
-        return "" if var.get("order") == "raster" else name, len(scales)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return "" if var.order == "raster" else name, len(scales)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        return "", None
+    except RecursionError:
         return "", None

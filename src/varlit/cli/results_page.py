@@ -25,8 +25,10 @@ _INTRO = """\
 
 Class-conditional ImageNet. *paper*, *official README* and *third party* are quoted, *ours* was
 measured by this project's `varlit var test` or `varlit evaluate`. `not run` is what we have not
-measured, `-` what a source does not give. A number gets a place here only with 50,000 images and
-Inception's features; [evaluation.md](evaluation.md) has the protocol.
+measured, `-` what a source does not give. A number of ours gets a place here only with 50,000
+images, Inception's features by its standard weights, ADM's reference file of the same size and
+rounding to the nearest grey level; what else is measured is listed apart, with the reason.
+[evaluation.md](evaluation.md) has the protocol.
 """
 
 _SECOND_HAND = """\
@@ -49,6 +51,8 @@ def page(results: Sequence[Result]) -> str:
         "ours. Validation images are real ones, measured as if they were drawn.\n"
     ]
     parts += ["## 512 px\n", _markdown(HEADS, [*_rivals(RIVALS_512), *_vars(large, results)])]
+    if notes := _notes(results):
+        parts += ["## How ours were measured\n", "".join(f"- {note}\n" for note in notes)]
     if others := _others(results):
         heads = ("run", "why it is not above", "figures")
         parts += ["## Other runs\n", _markdown(heads, others)]
@@ -60,6 +64,7 @@ def table(results: Sequence[Result]) -> str:
     """Runs beside published figures of the same models, for a terminal."""
     models = [model for model in VARS if any(r.model == model and not r.why_not for r in results)]
     text = _aligned([HEADS, *_vars(models, results)]) if models else ""
+    text += "".join(f"  {note}\n" for note in _notes(results))
     others = _others(results)
     lines = [f"  {name}  ({why})  {figures}" for name, why, figures in others]
     if lines:
@@ -123,6 +128,12 @@ def _measured(result: Result, same: Published, results: Sequence[Result]) -> tup
         str(result.steps or same.steps),
         _time(result, results),
     )
+
+
+def _notes(results: Sequence[Result]) -> list[str]:
+    """How each of our rows was measured: published rows do not all tell theirs."""
+    ours = [r for r in results if r.model in VARS and not r.why_not]
+    return [f"VAR-{r.model} ({r.name}): {r.how}" for r in ours]
 
 
 def _time(result: Result, results: Sequence[Result]) -> str:

@@ -1,17 +1,24 @@
 """`varlit sample RUN`: draw images by class, and how they grow over the scales."""
 
-import shlex
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from varlit.cli.arguments import PRECISIONS, VerbParser, check_writable, pick_device
+from varlit.cli.arguments import (
+    PRECISIONS,
+    VerbParser,
+    check_apart,
+    check_seeds,
+    check_writable,
+    drawing_dtype,
+    pick_device,
+)
+from varlit.cli.next_line import next_line
 from varlit.cli.rejection import add_flags, open_rejection, told
 from varlit.cli.sample_drawing import draw_in_batches
-from varlit.cli.sample_pictures import write_pictures
+from varlit.cli.sample_pictures import beside_out, write_pictures
 from varlit.cli.sample_start import add_start_flags, check_start, open_start
-from varlit.cli.verbs import typed
 from varlit.errors import UserError
 
 MAX_CLASSES_BY_DEFAULT = 10
@@ -88,9 +95,9 @@ def main(argv: list[str]) -> int:
     classes = parse_classes(wanted, loaded.var.num_classes, loaded.class_names)
     fast = False if args.no_fast else args.fast or None
     count = len(classes) * args.per_class
-    sampler = open_sampler(
-        loaded.var.to(device), loaded.tokenizer.to(device), fast, num_images=count
-    )
+    var, tokenizer = loaded.var.to(device), loaded.tokenizer.to(device)
+    dtype = drawing_dtype(args.precision, device)
+    sampler = open_sampler(var, tokenizer, fast, dtype=dtype, num_images=count)
     start = open_start(args, sampler)
     rejection = open_rejection(args, loaded.var, loaded.class_names, classes, args.per_class)
     labels = torch.tensor(classes).repeat_interleave(args.per_class)
@@ -100,7 +107,7 @@ def main(argv: list[str]) -> int:
     write_pictures(drawn, names, loaded.var.steps.frame_names, args, start)
     if rejection is not None:
         print(told(rejection.cost.to_dict()))
-    print(repeat_line(args))
+    print(next_line("sample", argv, args.seed + args.per_class, args.out))
     return 0
 
 
@@ -113,33 +120,43 @@ def check_flags(args: Namespace) -> None:
     for flag in ("per_class", "batch_size"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} must be at least 1; got {getattr(args, flag)}")
+    check_seeds(args.seed, args.per_class)
     check_start(args)
     check_writable(args.out)
+    kinds = ["png"] * args.growing + ["gif"] * args.gif
+    check_apart([args.out, *(beside_out(args.out, kind) for kind in kinds)], [args.start])
 
 
 def parse_classes(text: str, num_classes: int, names: Sequence[str]) -> list[int]:
     """Turn `207,360` or `daisy,rose` into labels; case matters only where names differ in it alone.
 
-    `none` is the unconditional class, unless a class has that name.
+    `none` is the unconditional class; a class of that very name goes by its number. `#3` is class
+    3, also where another one is called 3.
 
     Raises:
-        UserError: If one is unknown; the range or the names are given.
+        UserError: If one is unknown, where the range or the names are given; or there twice.
     """
     if not text:
         return list(range(min(num_classes, MAX_CLASSES_BY_DEFAULT)))
     exact = {name: i for i, name in enumerate(names)}
     folded = Counter(name.casefold() for name in names)
     loose = {name.casefold(): i for name, i in exact.items() if folded[name.casefold()] == 1}
-    labels = []
+    labels = list[int]()
     for word in (part.strip() for part in text.split(",")):
-        number = int(word) if word.isdecimal() else -1
-        label = exact.get(word, loose.get(word.casefold(), number))
-        if label == -1 and word == NO_CLASS:
-            labels.append(num_classes)
-            continue
-        if not 0 <= label < num_classes:
+        is_number = word.startswith("#")
+        digits = word.removeprefix("#")
+        number = int(digits) if digits.isdecimal() else -1
+        label = number if is_number else exact.get(word, loose.get(word.casefold(), number))
+        if word == NO_CLASS:
+            label = num_classes
+        elif not 0 <= label < num_classes:
             known = f" or names such as {', '.join(names[:5])}" if names else ""
             raise UserError(f"--classes: got `{word}`, expected 0..{num_classes - 1}{known}")
+        if label in labels:
+            raise UserError(
+                f"--classes: `{word}` is given twice and would draw the same pictures; give each "
+                "class once, and --per_class for more of it"
+            )
         labels.append(label)
     return labels
 
@@ -149,16 +166,3 @@ def class_name(label: int, names: Sequence[str], num_classes: int) -> str:
     if label == num_classes:
         return "no class"
     return names[label] if label < len(names) else str(label)
-
-
-def repeat_line(args: Namespace) -> str:
-    """The command that draws the next picture of the same kind."""
-    words = ["varlit", "sample", args.run, "--seed", str(args.seed + args.per_class)]
-    words += ["--cfg_scale", "3"]
-    for flag, value in (("--classes", args.classes), ("--from", args.start)):
-        words += [flag, str(value)] if value else []
-    if args.start:
-        words += ["--keep_scales", str(args.keep_scales)]
-    if args.root != DEFAULT_ROOT:
-        words += ["--root", args.root]
-    return "next: " + typed(shlex.join(words))

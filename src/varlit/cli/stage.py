@@ -11,25 +11,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from varlit.cli import report
-from varlit.cli.checkpoint import check_strategy, read_checkpoint
+from varlit.callbacks.curves import Curves
+from varlit.cli import report, resume
+from varlit.cli.checkpoint import check_strategy
 from varlit.cli.devices import check_training, place, wants_ddp
+from varlit.cli.kept_config import KeptConfig
+from varlit.cli.memory_advice import advice, exhausted
 from varlit.cli.parser import Parser, prefer_integers
+from varlit.cli.processes import SharedFate
 from varlit.cli.quiet import quieten
-from varlit.cli.recipes import base_chain, expand, option_value
+from varlit.cli.recipes import base_chain, expand, option_value, split_configs
+from varlit.cli.run_lock import RunLock
+from varlit.cli.trust import require_typed, restrict_parsing, split_imports
 from varlit.cli.verbs import typed
 from varlit.errors import UserError
 from varlit.models.config import PlainConfig
+from varlit.training.checkpoint_files import read_checkpoint
 
 # The configs are closed groups of settings: no class_path in files, their keys in --help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PlainConfig])
@@ -64,6 +69,8 @@ class StageCLI(LightningCLI):
             args: What follows the subcommand.
         """
         quieten()
+        args, packages = split_imports(args)
+        restrict_parsing(packages)
         self.stage, self.asked, self.typed = stage, subcommand, args
         kwargs = {"parser_mode": "omegaconf", "allow_abbrev": False}
         super().__init__(
@@ -72,6 +79,7 @@ class StageCLI(LightningCLI):
             args=[subcommand, *self._words()],
             parser_class=Parser,
             parser_kwargs={"prog": f"varlit {stage.name}", **kwargs, subcommand: dict(kwargs)},
+            save_config_callback=KeptConfig,
             subclass_mode_data=stage.any_data,
             auto_configure_optimizers=False,
             save_config_kwargs={"config_filename": f"{subcommand}.yaml", "overwrite": True},
@@ -108,6 +116,7 @@ class StageCLI(LightningCLI):
         """Parse the expanded words; Lightning's version warns about args from Python."""
         self.config = parser.parse_args(args)
         self.settings = self.config[self.asked]
+        require_typed(self.settings.as_dict(), split_configs(self.typed)[1])
         self.run_dir = Path(self.settings.root) / self.settings.name
 
     def _parse_ckpt_path(self) -> None:
@@ -122,6 +131,9 @@ class StageCLI(LightningCLI):
         for key, value in self.stage.turned_off.get(self.asked, {}).items():
             self.settings[key] = value
         self.placement = place(self.settings.gpus, trainer, explicit)
+        self.lock = RunLock(self.run_dir)
+        if self.run_dir.is_dir() and not self.settings.dry_run:
+            self._take_lock()  # before minutes are spent on the rest
         self.checkpoint_path = self._find_checkpoint()
         if self.settings.dry_run:
             files = [*base_chain(self.stage.name), *self._recipes()]
@@ -142,19 +154,15 @@ class StageCLI(LightningCLI):
 
     def _find_checkpoint(self) -> Path | None:
         """Resolve `ckpt_path`; None is a fresh start."""
-        given = self.settings.ckpt_path
-        last = self.run_dir / "checkpoints" / "last.ckpt"
-        path = last if given == "last" else (Path(given) if given else None)
-        if path is None or path.is_file():
-            return path
-        if given != "last":
-            raise UserError(f"ckpt_path {given}: no such file; leave it out to take {last}")
+        command = f"varlit {self.stage.name} fit --name {self.settings.name}"
+        given, is_fit = self.settings.ckpt_path, self.asked == "fit"
+        self.newest = resume.find(given, self.run_dir, command, may_be_new=is_fit)
+        return self.newest.path
+
+    def _take_lock(self) -> None:
+        """Refuse a second training in the folder; the first process holds the lock for all."""
         if self.asked == "fit":
-            return None
-        raise UserError(
-            f"{last}: no checkpoint yet; train first: varlit {self.stage.name} fit "
-            f"--name {self.settings.name}"
-        )
+            rank_zero_only(self.lock.take)()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; devices and the logger are decided here, so they are not saved."""
@@ -168,9 +176,8 @@ class StageCLI(LightningCLI):
         if self.asked != "fit":
             kwargs["logger"] = False  # measures go to metrics.json, not into the curves of the run
         elif trainer.logger is None or trainer.logger is True:
-            kwargs["logger"] = TensorBoardLogger(
-                self.settings.root, self.settings.name, version="", default_hp_metric=False
-            )
+            place = self.settings.root, self.settings.name
+            kwargs["logger"] = Curves(*place, version="", default_hp_metric=False)
         if wants_ddp(trainer.strategy, self.placement.devices, int(trainer.num_nodes)):
             # Gradients live in the buckets that are summed: one copy of them less.
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True)
@@ -207,24 +214,34 @@ class StageCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         path = str(self.checkpoint_path) if self.checkpoint_path else None
-        return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": path}
+        # Whatever a config says: to read a checkpoint otherwise is to run what is in it.
+        safe = {"ckpt_path": path, "weights_only": True}
+        return super()._prepare_subcommand_kwargs(subcommand) | safe
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run, and put torch's longest messages into the user's words."""
+        """Run; a training is alone in its folder."""
         self._claim_folder()
+        self._take_lock()
+        try:
+            with SharedFate.of(self.trainer, self.run_dir):
+                self._run_alone(subcommand)
+        finally:
+            self.lock.release()
+
+    def _run_alone(self, subcommand: str) -> None:
+        """Run, and put torch's longest messages into the user's words."""
         if self.checkpoint_path:
             # Before <verb>.yaml is written: a refused start must leave the run as it was.
             content = read_checkpoint(self.checkpoint_path)
             check_strategy(self.trainer.strategy, content, self.checkpoint_path)
             self.model.on_load_checkpoint(content)
+            if subcommand == "fit":
+                resume.put_aside(self.newest.damaged)
         try:
             super()._run_subcommand(subcommand)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of GPU memory ({str(error).split('. ')[0]}); keep the global batch and halve "
-                "what a device holds: --trainer.accumulate_grad_batches 2"
-            ) from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if exhausted(error):
+                raise UserError(advice(subcommand, error, self.trainer, self.datamodule)) from error
             if "loading state_dict" not in str(error):
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -252,8 +269,9 @@ class StageCLI(LightningCLI):
             protocol = getattr(self.model, "test_protocol", {})
             published = getattr(self.model, "published", {})
             choice = report.told_choice(protocol.get("sampling", {}).get("keep", 1.0))
-            title = f"{self.stage.name} test: {self.settings.name}{choice}"
-            report.print_table(title, measures, published)
+            quick = report.told_quick(protocol)
+            title = f"{self.stage.name} test: {self.settings.name}{choice}{quick}"
+            report.print_table(title, measures, published, getattr(self.model, "titles", {}))
             report.print_protocol(protocol)
             path = self.run_dir / "metrics.json"
             report.write_metrics(path, measures, self.checkpoint_path, protocol)

@@ -16,6 +16,8 @@ from varlit.cli.rejection import told
 from varlit.cli.report import told_choice
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from varlit.metrics.measures import Measures
     from varlit.training.evaluation import Evaluation
 
@@ -115,7 +117,9 @@ def _print_table(run: str, points: Sequence[Point], found: Sequence["Evaluation"
         print(f"  {point['cfg_scale']:>8g}  {point['top_k']:>5}  {point['top_p']:>5g}{cells}")
     for point, one in zip(points, found, strict=True):
         if "rejection_cost" in one.protocol:
-            print(f"  {_told(point)}: {told(one.protocol['rejection_cost'])}")
+            first, *rest = told(one.protocol["rejection_cost"]).splitlines()
+            print(f"  {_told(point)}: {first}")
+            print("".join(f"    {line}\n" for line in rest), end="")
     for remark in found[0].remarks:
         print(f"  beware: {remark}")
 
@@ -129,28 +133,44 @@ def _short(measures: "Measures", name: str) -> str:
 def _draw_curves(points: Sequence[Point], found: Sequence["Evaluation"], out: Path) -> list[Path]:
     """A line for each pair of top-k and top-p, along guidance; where both axes were measured."""
     from varlit.viz import save_png
-    from varlit.viz.plots import lines
 
     leading = [one.measures[0] for one in found]
     written = []
     for name, x, y in CURVES:
         if any(getattr(measures, axis) is None for measures in leading for axis in (x, y)):
             continue
-        series: dict[str, tuple[list[float], list[float]]] = {}
-        for point, measures in zip(points, leading, strict=True):
-            key = f"k {point['top_k']}, p {point['top_p']:g}"
-            xs, ys = series.setdefault(key, ([], []))
-            xs.append(getattr(measures, x))
-            ys.append(getattr(measures, y))
-        scales = [f"{point['cfg_scale']:g}" for point in points]
-        picture = lines(
-            series,
-            title=f"{leading[0].title(y)} over {leading[0].title(x)}",
-            caption=f"Along guidance {', '.join(dict.fromkeys(scales))}, which ends at the dot; "
-            f"{leading[0].num_images:,} images a point.",
-            x_label=_short(leading[0], x),
-        )
         path = out.with_name(f"{out.stem}-{name}.png")
-        save_png(picture, path)
+        save_png(_curve(points, found, x, y), path)
         written.append(path)
     return written
+
+
+def _curve(points: Sequence[Point], found: Sequence["Evaluation"], x: str, y: str) -> "np.ndarray":
+    """One picture, which says by itself what was compared with what."""
+    from varlit.viz.plots import lines
+
+    leading = [one.measures[0] for one in found]
+    first, protocol = leading[0], found[0].protocol
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    marks: dict[str, list[str]] = {}
+    for point, measures in zip(points, leading, strict=True):
+        key = f"k {point['top_k']}, p {point['top_p']:g}"
+        xs, ys = series.setdefault(key, ([], []))
+        xs.append(getattr(measures, x))
+        ys.append(getattr(measures, y))
+        marks.setdefault(key, []).append(f"{point['cfg_scale']:g}")
+    choice = told_choice(protocol["sampling"].get("keep", 1.0)).removeprefix("-re ")
+    seen = f", seen by {first.network}"
+    parts = (
+        "Numbers at the points: guidance",
+        f"{first.num_images:,} images a point{seen}",
+        f"against {first.protocol['reference']}",
+        choice.strip("()"),
+    )
+    return lines(
+        series,
+        title=f"{'Quick look: ' * first.is_quick}{_short(first, y)} over {_short(first, x)}",
+        caption="; ".join(filter(None, parts)) + ".",
+        x_label=_short(first, x),
+        marks=marks,
+    )

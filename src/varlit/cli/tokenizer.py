@@ -24,6 +24,7 @@ What people turn
   --gpus 8                                   auto, a number, 0 = CPU
   --reconstructions.every_n_steps 500        pictures; 0 = none
   --trainer debug                            conf/mode/ and conf/hardware/ by name
+  --allow-import my.package                  let settings name classes of that package too
 
 Everything: varlit tokenizer fit --help. Without running: --dry_run, or --print_config.
 """
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.best import KeepBest
     from varlit.callbacks.codebook import CodebookWatch
     from varlit.callbacks.export import ExportWeights
+    from varlit.callbacks.guard import Guard
     from varlit.callbacks.interrupt import SaveOnInterrupt
     from varlit.callbacks.progress import Progress
     from varlit.callbacks.reconstructions import Reconstructions
@@ -62,6 +64,7 @@ def main(argv: list[str]) -> int:
         any_data=True,
         callbacks={
             "checkpoint": Checkpoint,
+            "guard": Guard,
             "reconstructions": Reconstructions,
             "codebook": CodebookWatch,
             "progress": Progress,

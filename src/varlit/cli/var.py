@@ -21,6 +21,7 @@ What people turn
   --samples.every_n_steps 2000               pictures; 0 = none
   --fid.every_n_steps 10000                  quick FID while training; 0 = none
   --trainer debug                            conf/mode/ and conf/hardware/ by name
+  --allow-import my.package                  let settings name classes of that package too
 
 Everything: varlit var fit --help. Without running: --dry_run, or --print_config.
 """
@@ -43,12 +44,14 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.completions import Completions
     from varlit.callbacks.export import ExportWeights
     from varlit.callbacks.fid import QuickFID
+    from varlit.callbacks.guard import Guard
     from varlit.callbacks.interrupt import SaveOnInterrupt
     from varlit.callbacks.progress import Progress
     from varlit.callbacks.record import RunRecord
     from varlit.callbacks.samples import Samples
     from varlit.callbacks.speed import SpeedWatch
     from varlit.cli.checkpoint import Checkpoint
+    from varlit.cli.model_folder import ModelFolder, stands_in
     from varlit.cli.stage import Stage, StageCLI
     from varlit.data.tokens.module import TokenDataModule
     from varlit.training.var import VARModule
@@ -56,9 +59,10 @@ def main(argv: list[str]) -> int:
     stage = Stage(
         name="var",
         model=VARModule,
-        data=TokenDataModule,
+        data=ModelFolder if stands_in(verb, args) else TokenDataModule,
         callbacks={
             "checkpoint": Checkpoint,
+            "guard": Guard,
             "samples": Samples,
             "completions": Completions,
             "fid": QuickFID,

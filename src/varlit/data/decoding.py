@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import struct
@@ -17,18 +18,21 @@ import numpy as np
 from PIL import Image
 
 from varlit.data.formats.encoded import Encoded
+from varlit.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is tried, by content: Pillow's other readers are for other things, and one of them starts
 Ghostscript."""
 MAX_PIXELS = 2**27
-"""Larger images are refused by their header: decoded they fill half a gigabyte in each worker."""
+"""Larger images are refused by their header: decoded they fill half a gigabyte in each worker.
+$VARLIT_MAX_PIXELS sets another limit, for worker processes too."""
+MAX_PIXELS_VARIABLE = "VARLIT_MAX_PIXELS"
 
 # What Pillow's readers are known to raise on damaged files.
 _DAMAGE = (
     *(OSError, EOFError, MemoryError, SyntaxError, ValueError, TypeError, LookupError),
     *(ArithmeticError, AssertionError, AttributeError, RuntimeError, struct.error, zlib.error),
-    Image.DecompressionBombError,
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 _DEEP = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")
 _ORIENTATION = 0x0112
@@ -43,7 +47,7 @@ _TURNS = {
 }
 
 # Pillow warns of odd metadata and of large images, in each worker anew. Such images are either
-# fine or listed as bad files.
+# fine or listed as bad files: its second limit, twice the one it warns at, is an error like ours.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -131,11 +135,31 @@ def open_image(encoded: Encoded) -> Image.Image:
         num_bytes, file = _file_size(encoded), encoded
     if num_bytes == 0:
         raise BrokenImageError("an empty file")
+    limit = max_pixels()
     image = Image.open(file, formats=FORMATS)
-    if not 0 < image.width * image.height <= MAX_PIXELS:
+    if not 0 < image.width * image.height <= limit:
         image.close()
-        raise BrokenImageError(f"{image.width}x{image.height} px: expected 1 to {MAX_PIXELS:,}")
+        raise BrokenImageError(f"{image.width}x{image.height} px: expected 1 to {limit:,}")
     return image
+
+
+def max_pixels() -> int:
+    """Return the number of pixels above which images are refused: `MAX_PIXELS`, or the user's.
+
+    A limit beyond Pillow's own second one raises that for the whole process.
+
+    Raises:
+        UserError: If $VARLIT_MAX_PIXELS is no number of pixels.
+    """
+    given = os.environ.get(MAX_PIXELS_VARIABLE, "")
+    if not given:
+        return MAX_PIXELS
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"${MAX_PIXELS_VARIABLE} is '{given}': expected pixels, as in 200000000.")
+    limit = int(given)
+    if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = -(-limit // 2)
+    return limit
 
 
 def orientation(image: Image.Image) -> int:
@@ -172,6 +196,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _damage_reported() -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise  # of the limit, and not of the file
     except _DAMAGE as error:
         raise BrokenImageError(_reason(error)) from error
 
@@ -216,5 +242,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MAX_PIXELS:,} pixels"
+        return f"more than {max_pixels():,} pixels"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

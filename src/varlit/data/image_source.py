@@ -17,6 +17,7 @@ from varlit.data.draws import PLAIN_VIEW, draw_below
 from varlit.data.formats.encoded import Encoded, EncodedImages
 from varlit.data.loader import BAD_FILES, NOTES
 from varlit.data.order import BatchIndex
+from varlit.data.worker_deaths import note_reading
 from varlit.errors import UserError
 
 MAX_TRIES = 100
@@ -151,6 +152,7 @@ class CroppedImages(ABC):
         return self.crop.cut(self._last[1], self._last[2], row, view)
 
     def _decode(self, row: int, notes: list[tuple[str, str]]) -> Image.Image:
+        note_reading(self.where(row))
         try:
             encoded = self.read(row)
         except OSError as error:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from varlit.data.bad_files import BadFiles
 from varlit.data.order import BatchIndex, BatchSampler
+from varlit.data.worker_deaths import WorkerNotes
 from varlit.errors import UserError
 
 NOTES = "notes"
@@ -65,12 +66,14 @@ class ResumableLoader:
         self._position = _Position(sampler.epoch, 0)
         self._topics: set[str] = set()
         self._order = _OrderFrom(sampler)
+        self._notes = WorkerNotes(num_workers)
         self._batches: DataLoader[Any] = DataLoader(
             _Reported(source),
             batch_size=None,
             sampler=self._order,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            worker_init_fn=self._notes.begin,
             pin_memory=torch.cuda.is_available(),
             # An own generator, or every new iterator would advance the global one.
             generator=torch.Generator(),

@@ -19,6 +19,7 @@ from varlit.data.decoding import BrokenImageError, read_rgb
 from varlit.data.formats.folders import ClassFolders
 from varlit.data.formats.shards_file import Shard
 from varlit.data.whole_files import read_json, write_json
+from varlit.disks import refusal
 from varlit.errors import UserError
 
 JPEG_QUALITY = 95
@@ -77,16 +78,18 @@ def write_shard(job: ShardJob) -> ShardRecord:
     Raises:
         UserError: If the disk is full or not writable.
     """
-    temporary = job.work / f"{job.file}.part"
+    path, temporary = job.out / job.file, job.work / f"{job.file}.part"
     try:
         with temporary.open("wb") as stream:
             record = _fill(job, stream)
-        os.replace(temporary, job.out / job.file)
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"cannot write '{job.out / job.file}': {error.strerror}. Free some space or mend the "
+            f"cannot write '{path}': {refusal(error, path)}. Free some space or mend the "
             "permission, then run the same command again; finished shards are kept."
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk has better uses for it
     write_json(_record_file(job), asdict(record))
     return record
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from varlit.disks import refusal
 from varlit.errors import UserError
 
 
@@ -22,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"'{path}' is not valid JSON ({error}): remove it and its cache."
         ) from error
@@ -51,6 +52,6 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write '{path}': {error.strerror}. Free some space or mend the permission, "
-            "then run the same command again; finished shards are kept."
+            f"cannot write '{path}': {refusal(error, path)}. Free some space or mend the "
+            "permission, then run the same command again; finished shards are kept."
         ) from error

@@ -31,7 +31,7 @@ def as_classes(labels: Labels, num_classes: int) -> Tensor:
         given = [labels] if one else list(cast(Sequence[int | None], labels))
     if not given:
         raise UserError("no labels were given; an image is drawn for each label")
-    classes = [num_classes if label is None else _whole(label, "a label") for label in given]
+    classes = [num_classes if label is None else whole_number(label, "a label") for label in given]
     # Here and not in the network: on a GPU a label out of range ends the whole process.
     for label in classes:
         if not 0 <= label <= num_classes:
@@ -47,6 +47,7 @@ def as_seeds(
     generator: torch.Generator | None,
     count: int,
     labels: Tensor | None = None,
+    images: Tensor | None = None,
 ) -> list[int] | None:
     """A seed for each image: seed, seed + 1 ... or those given; None where a stream is used.
 
@@ -54,7 +55,8 @@ def as_seeds(
         seed: One for all, or one for each.
         generator: A stream in its place.
         count: Of images.
-        labels: Classes (count,), where label and seed alone make the image: none shall come twice.
+        labels: Classes (count,), where label and seed make the image: none shall come twice.
+        images: Which one each is made of (count,), where the image makes a difference too.
 
     Raises:
         UserError: If both a seed and a generator are given, seeds of another number, one that is
@@ -66,26 +68,41 @@ def as_seeds(
         raise UserError("give a seed or a generator, not both; a seed is the same in any batch")
     values = seed.tolist() if isinstance(seed, Tensor) else seed
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        first = _whole(values, "a seed")
+        first = whole_number(values, "a seed")
         seeds = [first + i for i in range(count)]
     else:
-        seeds = [_whole(value, "a seed") for value in values]
+        seeds = [whole_number(value, "a seed") for value in values]
     if len(seeds) != count:
         raise UserError(f"give one seed, or one for each of {count} images; got {len(seeds)}")
     if wrong := [value for value in seeds if not -(2**63) <= value < 2**63]:
         raise UserError(f"a seed must fit into 64 bits; got {wrong[0]}")
     if labels is not None:
-        _check_no_image_twice(labels.tolist(), seeds)
+        _check_no_image_twice(labels.tolist(), seeds, images)
     return seeds
 
 
-def _check_no_image_twice(labels: Sequence[int], seeds: Sequence[int]) -> None:
-    (label, seed), count = Counter(zip(labels, seeds, strict=True)).most_common(1)[0]
+def _check_no_image_twice(
+    labels: Sequence[int], seeds: Sequence[int], images: Tensor | None
+) -> None:
+    sources = [0] * len(seeds) if images is None else images.tolist()
+    made_of = Counter(zip(labels, seeds, sources, strict=True))
+    (label, seed, source), count = made_of.most_common(1)[0]
     if count > 1:
+        of = "" if images is None else f" of image {source}"
         raise UserError(
-            f"seed {seed} is given {count} times for label {label}, which would draw one image "
+            f"seed {seed} is given {count} times for label {label}{of}, which would draw one image "
             f"{count} times; give other seeds, or one seed alone to count up from"
         )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse what is no number of images.
+
+    Raises:
+        UserError: If it is no whole number from 1 on.
+    """
+    if whole_number(batch_size, "batch_size") < 1:
+        raise UserError(f"batch_size must be at least 1; got {batch_size}")
 
 
 def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
@@ -105,8 +122,12 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
         )
 
 
-def _whole(value: object, what: str) -> int:
-    """A whole number of Python, numpy or torch."""
+def whole_number(value: object, what: str) -> int:
+    """A whole number of Python, numpy or torch.
+
+    Raises:
+        UserError: If it is none; `what` says of what.
+    """
     try:
         if not isinstance(value, bool):
             return index(cast(SupportsIndex, value))

@@ -26,6 +26,7 @@ from varlit.models.decoder_speed import (
     Decode,
     build_decoder,
     choose_decoder,
+    prefer_decoder,
 )
 from varlit.models.drawing_copy import compile_drawing, drawing_copy, many_graphs
 from varlit.models.var import VAR, CompileMode
@@ -46,10 +47,12 @@ class FastSampler(Sampler):
         var: Draws.
         tokenizer: Decodes.
         dtype: Of matrix products, such as bfloat16; None = that of the autocast around `draw`, or
-            fp32. The decoder follows, in the way that is measured to be the fastest.
+            fp32. The decoder follows, see `varlit.models.decoder_speed`.
         compile_mode: Of the blocks and the decoder, see `compile_drawing`; `none` only records.
         recorder: How to record; by CUDA graphs when None.
         max_graphs: Recordings that are kept; the one that was used longest ago goes first.
+        times_decoders: Decode in the way that the clock finds fastest, here and now, and not in
+            that of the fixed order: pixels may then differ from run to run.
     """
 
     def __init__(
@@ -60,17 +63,19 @@ class FastSampler(Sampler):
         compile_mode: CompileMode = "default",
         recorder: Recorder | None = None,
         max_graphs: int = 4,
+        times_decoders: bool = False,
     ) -> None:
         super().__init__(var, tokenizer)
         self.dtype, self.compile_mode, self.max_graphs = dtype, compile_mode, max_graphs
         self.recorder = CudaRecorder(var.device) if recorder is None else recorder
-        self.eager = Sampler(var, tokenizer, dtype)
+        self.times_decoders = times_decoders
+        self._plain: dict[torch.dtype | None, Sampler] = {}
         self._recordings: OrderedDict[GraphKey, Recording] = OrderedDict()
         self._copies: dict[torch.dtype | None, VAR] = {}
         self._decoders: dict[str, Decode] = {}
         self._padded: set[GraphKey] = set()
         self._failed: set[GraphKey] = set()
-        self._told: set[str] = set()
+        self.told: set[str] = set()
         self._is_given_up = False
         self._lock = threading.Lock()
 
@@ -82,7 +87,14 @@ class FastSampler(Sampler):
         known: KnownTokens | None = None,
     ) -> Iterator[DrawnScale]:
         """As `Sampler.steps`: whoever watches each step watches them one by one."""
-        return self.eager.steps(labels, settings, random, known)
+        return self.plain().steps(labels, settings, random, known)
+
+    def plain(self) -> Sampler:
+        """What draws without recording, with weights cast once for the precision around it."""
+        dtype = self._precision()
+        if dtype not in self._plain:
+            self._plain[dtype] = Sampler(self.var, self.tokenizer, dtype)
+        return self._plain[dtype]
 
     @torch.no_grad()
     def draw(
@@ -96,7 +108,7 @@ class FastSampler(Sampler):
         """As `Sampler.draw`."""
         if why := self._hindrance(settings, random, known):
             self._tell(f"{why}, so pictures are drawn without a CUDA graph")
-            return self.eager.draw(labels, settings, random, with_frames, known)
+            return self.plain().draw(labels, settings, random, with_frames, known)
         labels = self.var.check_labels(labels)
         uniform = self._numbers(random)
         with self._lock:
@@ -105,21 +117,14 @@ class FastSampler(Sampler):
             if recording is not None:
                 return recording.draw(labels, uniform, known)
         given = GivenUniforms(uniform.to(self.var.device))
-        return self.eager.draw(labels, settings, given, with_frames, known)
+        return self.plain().draw(labels, settings, given, with_frames, known)
 
     def _hindrance(
         self, settings: SamplingSettings, random: RandomNumbers, known: KnownTokens | None
     ) -> str:
         """Why a batch cannot be recorded; empty if it can."""
-        if self.var.steps.num_steps > MAX_STEPS:
-            return f"this VAR draws in {self.var.steps.num_steps} steps"
-        if settings.more_smooth:
-            return "more_smooth needs a random number for each code"
-        if not isinstance(random, ImageSeeds | GivenUniforms):
-            return "a stream of random numbers belongs to no image"
-        if known is not None and not known.is_fixed:
-            return "known tokens are corrected while drawing"
-        return ""
+        has_own_numbers = isinstance(random, ImageSeeds | GivenUniforms)
+        return hindrance(self.var, settings, has_own_numbers, known)
 
     def _numbers(self, random: RandomNumbers) -> Tensor:
         """All random numbers of a batch.  # (B, L)"""
@@ -128,10 +133,7 @@ class FastSampler(Sampler):
         return random.numbers if isinstance(random, GivenUniforms) else random.uniform(whole, cpu)
 
     def _precision(self) -> torch.dtype | None:
-        kind = self.var.device.type
-        if self.dtype is None and torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
-        return self.dtype
+        return autocast_dtype(self.var.device) if self.dtype is None else self.dtype
 
     def _padded_to(self, key: GraphKey) -> GraphKey:
         """The next larger recording for a size that comes for the first time, as a last batch does.
@@ -198,18 +200,20 @@ class FastSampler(Sampler):
     def _ready(self, dtype: torch.dtype | None) -> VAR:
         """The transformer with cast weights and compiled blocks, made once."""
         if dtype not in self._copies:
-            source = self.eager.var if dtype == self.dtype else drawing_copy(self.var, dtype)
-            ready = drawing_copy(source)
+            ready = drawing_copy(self.plain().var)
             compile_drawing(ready, self.compile_mode)
             self._copies[dtype] = ready
         return self._copies[dtype]
 
     def _decoder(self, key: GraphKey) -> Decode:
-        """The fastest decoder for half precision; the tokenizer itself for fp32."""
+        """The decoder for half precision; for fp32 the tokenizer itself."""
         if key.dtype is None:
             return self.tokenizer.decode_features
         ways = EAGER_WAYS if self.compile_mode == "none" else ALL_WAYS
-        way = choose_decoder(self.tokenizer, key.batch_size, ways).way
+        if self.times_decoders:
+            way = choose_decoder(self.tokenizer, key.batch_size, ways).way
+        else:
+            way = prefer_decoder(self.tokenizer, key.batch_size, ways)
         if way not in self._decoders:
             self._decoders[way] = build_decoder(self.tokenizer, way)
         return self._decoders[way]
@@ -221,8 +225,8 @@ class FastSampler(Sampler):
             torch.cuda.empty_cache()
 
     def _tell(self, sentence: str) -> None:
-        if sentence not in self._told:
-            self._told.add(sentence)
+        if sentence not in self.told:
+            self.told.add(sentence)
             warnings.warn(sentence, stacklevel=4)
 
 
@@ -235,6 +239,34 @@ class _Recorded(Sampler):
 
     def decode(self, features: Tensor) -> Tensor:
         return self._decode(features)
+
+
+def hindrance(
+    var: VAR, settings: SamplingSettings, has_own_numbers: bool, known: KnownTokens | None
+) -> str:
+    """Why a batch cannot be recorded; empty if it can.
+
+    Args:
+        var: Draws.
+        settings: Guidance and filtering.
+        has_own_numbers: Whether the random numbers belong to the images, as those of seeds do.
+        known: Tokens that are given.
+    """
+    if var.steps.num_steps > MAX_STEPS:
+        return f"this VAR draws in {var.steps.num_steps} steps"
+    if settings.more_smooth:
+        return "more_smooth needs a random number for each code"
+    if not has_own_numbers:
+        return "a stream of random numbers belongs to no image"
+    if known is not None and not known.is_fixed:
+        return "known tokens are corrected while drawing"
+    return ""
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What the autocast around this call would cast to; None where there is none."""
+    is_on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if is_on else None
 
 
 def open_sampler(
@@ -250,14 +282,16 @@ def open_sampler(
     Args:
         var: Draws; on its device.
         tokenizer: Decodes, on the same device.
-        fast: True = recorded and compiled, which takes minutes before the first picture. None =
-            recorded on CUDA, and compiled from 10,000 images on. False = neither.
+        fast: True = recorded and compiled, with the decoder that the clock finds fastest, which
+            takes minutes before the first picture. None = recorded on CUDA, and compiled from
+            10,000 images on. False = neither.
         dtype: Of matrix products; None = that of the autocast around each draw, or fp32.
         num_images: How many will be drawn, where known.
     """
     if fast is not False and var.device.type == "cuda":
         is_long = num_images is not None and num_images >= COMPILE_FROM_IMAGES
-        return FastSampler(var, tokenizer, dtype, "default" if fast or is_long else "none")
+        mode: CompileMode = "default" if fast or is_long else "none"
+        return FastSampler(var, tokenizer, dtype, mode, times_decoders=bool(fast))
     if fast:
         warnings.warn(
             f"CUDA graphs need a CUDA GPU, so pictures are drawn on the {var.device.type} as usual",

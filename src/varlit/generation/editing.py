@@ -169,7 +169,7 @@ def latent_mask(mask: Tensor, batch_size: int, tokenizer: VQVAE) -> Tensor:
     Raises:
         UserError: If the mask is of another size.
     """
-    wanted = _checked_mask(mask, batch_size, tokenizer)
+    wanted = check_mask(mask, batch_size, tokenizer)
     return F.adaptive_max_pool2d(wanted.float(), tokenizer.scales.final_side).bool()
 
 
@@ -181,13 +181,22 @@ def pixel_mask(mask: Tensor, batch_size: int, tokenizer: VQVAE) -> Tensor:
     Returns:
         (B, H, W) bool.
     """
-    wanted = _checked_mask(mask, batch_size, tokenizer)
+    wanted = check_mask(mask, batch_size, tokenizer)
     factor = tokenizer.config.image_size // wanted.shape[-1]
     return wanted.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
-def _checked_mask(mask: Tensor, batch_size: int, tokenizer: VQVAE) -> Tensor:
-    """(B, H, W) or (B, h, w) bool."""
+def check_mask(mask: Tensor, batch_size: int, tokenizer: VQVAE) -> Tensor:
+    """A mask for each image.
+
+    The arguments are those of `latent_mask`.
+
+    Returns:
+        (B, H, W) or (B, h, w) bool.
+
+    Raises:
+        UserError: If it is no tensor, of another size, or has values that are no numbers.
+    """
     if not isinstance(mask, Tensor):
         got = type(mask).__name__
         raise UserError(f"the mask must be a tensor; got a {got}. torch.as_tensor(mask) makes one")
@@ -198,6 +207,8 @@ def _checked_mask(mask: Tensor, batch_size: int, tokenizer: VQVAE) -> Tensor:
             f"the mask must be {size}x{size} px or {side}x{side} cells, for all images or one "
             f"each of {batch_size}; got shape {list(mask.shape)}"
         )
+    if mask.is_complex() or not mask.isfinite().all():
+        raise UserError("the mask must be bool or numbers in 0..1; got values that are none (NaN)")
     return mask.expand(batch_size, *mask.shape[-2:]) > 0.5
 
 

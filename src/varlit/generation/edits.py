@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from varlit.errors import UserError
-from varlit.generation.editing import check_images, known_outside, pixel_mask
-from varlit.generation.requests import Labels, Request, as_classes, draw_request
+from varlit.generation.arguments import check_batch_size
+from varlit.generation.editing import (
+    KnownTokens,
+    check_images,
+    check_mask,
+    known_outside,
+    pixel_mask,
+)
+from varlit.generation.memory import within_memory
+from varlit.generation.requests import Labels, Request, as_classes, as_seeds, draw_request
 from varlit.generation.sampler import Drawn, SamplingSettings
 from varlit.models.var import VAR
+from varlit.models.vqvae import VQVAE
 from varlit.ops.blending import paste
 
 
@@ -71,27 +81,79 @@ def draw_edits(
         UserError: If images, mask or labels do not fit each other or the tokenizer.
     """
     check_images(images)
+    check_batch_size(request.batch_size)
     images, tokenizer = images.to(var.device), request.tokenizer
-    classes = class_of_each(labels, len(images), var.num_classes)
-    size = max(request.batch_size, 1)  # what is wrong with it is said when it is drawn
-    known = known_outside(
-        tokenizer,
-        images,
-        mask,
-        size,
-        edit.free_first_scale,
-        edit.hide_masked,
-        # A raster scan has one map, and no coarser one that could go astray.
-        edit.refit_known and var.config.order == "next_scale",
-    )
-    each = torch.arange(len(images), device=var.device).repeat_interleave(edit.variants)
-    drawn = draw_request(var, request, classes[each.cpu()], settings, known.rows(each))
+    each = _image_of_each(len(images), edit, torch.device("cpu"))
+    classes = class_of_each(labels, len(images), var.num_classes)[each]
+    as_seeds(request.seed, request.generator, len(each), classes, each)
+    if not check_mask(mask, len(images), tokenizer).any():
+        warnings.warn("the mask is empty, so nothing is drawn anew", stacklevel=3)
+    known = known_of_edit(tokenizer, images, mask, edit, request.batch_size)
+    drawn = draw_request(var, request, classes, settings, known)
+    return replace(drawn, images=finish_edit(drawn.images, tokenizer, images, mask, edit))
+
+
+def known_of_edit(
+    tokenizer: VQVAE, images: Tensor, mask: Tensor, edit: EditSettings, batch_size: int = 16
+) -> KnownTokens:
+    """What an edit leaves as it is, encoded once for all variants of an image.
+
+    Args:
+        tokenizer: Encodes, on the device of the images.
+        images: (B, 3, H, W) in [-1, 1].
+        mask: As in `known_outside`.
+        edit: What is kept, and how often it is drawn.
+        batch_size: Images encoded at a time.
+
+    Returns:
+        Tokens of B * variants images, all variants of the first image first.
+
+    Raises:
+        UserError: As `known_outside`; or if a batch does not fit into the memory of the GPU.
+    """
+
+    def encode(count: int) -> KnownTokens:
+        return known_outside(
+            tokenizer,
+            images[:count],
+            mask if mask.dim() == 2 or len(mask) == 1 else mask[:count],
+            batch_size,
+            edit.free_first_scale,
+            edit.hide_masked,
+            edit.refit_known,
+        )
+
+    check_mask(mask, len(images), tokenizer)
+    known = within_memory(encode, len(images), batch_size)
+    return known.rows(_image_of_each(len(images), edit, images.device))
+
+
+def finish_edit(
+    drawn: Tensor, tokenizer: VQVAE, images: Tensor, mask: Tensor, edit: EditSettings
+) -> Tensor:
+    """What was drawn, with the images' own pixels where an edit keeps them.
+
+    Args:
+        drawn: (B * variants, 3, H, W), on the device of the images.
+        tokenizer: Says how large a cell is.
+        images: (B, 3, H, W) in [-1, 1].
+        mask: As in `known_outside`.
+        edit: Whether pixels are kept, and how wide the edge is.
+
+    Returns:
+        (B * variants, 3, H, W).
+    """
     if not edit.keep_known_pixels:
         return drawn
-    is_new = pixel_mask(mask, len(images), tokenizer).to(var.device)
-    own = images[each].to(drawn.images.dtype)
-    feather_px = edit.feather(tokenizer.config.stride)
-    return replace(drawn, images=paste(drawn.images, own, is_new[each], feather_px))
+    each = _image_of_each(len(images), edit, images.device)
+    is_new = pixel_mask(mask, len(images), tokenizer).to(images.device)
+    own, feather_px = images[each].to(drawn.dtype), edit.feather(tokenizer.config.stride)
+    return paste(drawn, own, is_new[each], feather_px)
+
+
+def _image_of_each(count: int, edit: EditSettings, device: torch.device) -> Tensor:
+    """The place of the image that each variant is of.  # (count * variants,)"""
+    return torch.arange(count, device=device).repeat_interleave(edit.variants)
 
 
 def class_of_each(labels: Labels, count: int, num_classes: int) -> Tensor:

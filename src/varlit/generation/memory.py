@@ -3,8 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+from varlit.errors import UserError
+
+T = TypeVar("T")
+
+
+def within_memory(draw: Callable[[int], T], count: int, batch_size: int) -> T:
+    """Draw `count` images, or say what fits.
+
+    Args:
+        draw: Draws so many images, `batch_size` at a time.
+        count: All of them.
+        batch_size: Images at a time.
+
+    Raises:
+        UserError: If a batch does not fit into the memory of the GPU, naming one that does.
+    """
+    try:
+        return draw(count)
+    except torch.OutOfMemoryError:
+        # Its traceback holds the tensors of the batch until this block is left.
+        too_large = min(batch_size, count)
+    torch.cuda.empty_cache()
+    raise UserError(told_batch("batch_size", too_large, fitting_batch(draw, too_large)))
 
 
 def fitting_batch(draw: Callable[[int], object], too_large: int) -> int:

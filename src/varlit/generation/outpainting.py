@@ -6,7 +6,7 @@ covered by such squares, each an edit whose known part is what lies on the canva
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varlit.errors import UserError
+from varlit.generation.arguments import whole_number
 from varlit.generation.editing import check_images
 from varlit.generation.edits import EditSettings, class_of_each, draw_edits
 from varlit.generation.requests import Labels, Request, as_seeds
@@ -24,6 +25,9 @@ TRIED_A_SIDE = 8
 """Windows are tried at every eighth of their side."""
 WINDOW_SEEDS = 2**32
 """How far the seeds of one window of a canvas lie from those of the window before."""
+
+MAX_CANVAS_PX = 2**26
+"""Of a canvas, such as 8192x8192 px: 800 MB for each picture on it."""
 
 Corner = tuple[int, int]  # (y, x) in pixels, the upper left
 
@@ -45,11 +49,19 @@ def place(images: Tensor, canvas: tuple[int, int], corner: Corner | None = None)
         corner: Where their upper left corner comes; None = in the middle.
 
     Raises:
-        UserError: If they do not lie inside it, or are no images.
+        UserError: If they do not lie inside it, are no images, or it is no canvas or too large.
     """
     check_images(images)
+    canvas = _pair(canvas, "canvas", "(height, width) in pixels, such as (256, 512)")
+    if canvas[0] * canvas[1] > MAX_CANVAS_PX:
+        raise UserError(
+            f"a canvas may have {MAX_CANVAS_PX:,} pixels, such as 8192x8192; got "
+            f"{canvas[1]}x{canvas[0]}"
+        )
     height, width = images.shape[-2:]
-    y, x = corner or ((canvas[0] - height) // 2, (canvas[1] - width) // 2)
+    y, x = (canvas[0] - height) // 2, (canvas[1] - width) // 2
+    if corner is not None:
+        y, x = _pair(corner, "corner", "(y, x) in pixels, such as (0, 128)")
     if not (0 <= y <= canvas[0] - height and 0 <= x <= canvas[1] - width):
         raise UserError(
             f"a picture {width} px wide and {height} px high at x = {x}, y = {y} does not lie "
@@ -125,7 +137,8 @@ def draw_around(
         raise UserError(f"overlap must lie between 0 and 1; got {overlap}")
     classes = class_of_each(labels, len(placed.images), var.num_classes)
     classes = classes.repeat_interleave(edit.variants)
-    seeds = as_seeds(request.seed, request.generator, len(classes))
+    each = torch.arange(len(placed.images)).repeat_interleave(edit.variants)
+    seeds = as_seeds(request.seed, request.generator, len(classes), classes, each)
     alone = replace(edit, variants=1, keep_known_pixels=True, hide_masked=True, refit_known=True)
     canvas = placed.images.to(var.device).repeat_interleave(edit.variants, dim=0)
     is_new = placed.is_new.to(var.device).clone()
@@ -145,6 +158,18 @@ def draw_around(
         canvas[..., rows, columns] = drawn.images
         is_new[rows, columns] = False
     return canvas
+
+
+def _pair(value: object, what: str, expected: str) -> tuple[int, int]:
+    """Two whole numbers.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise UserError(f"{what} must be {expected}; got {value!r}")
+    first, second = (whole_number(part, f"each number of {what}") for part in value)
+    return first, second
 
 
 def _starts(length_px: int, side_px: int) -> Tensor:

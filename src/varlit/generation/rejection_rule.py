@@ -66,10 +66,19 @@ class RejectionCost:
         return asdict(self)
 
     def add_counts(self, counts: Mapping[str, float]) -> None:
-        """Add what another process, or an earlier one, has counted."""
+        """Add what another process, or an earlier one, has counted.
+
+        Raises:
+            UserError: If these are no counts.
+        """
+        own = self.counts()
+        is_known = isinstance(counts, Mapping) and counts.keys() <= own.keys()
+        if not is_known or not all(type(n) in (int, float) and n >= 0 for n in counts.values()):
+            raise UserError(
+                "the counts saved beside the features are damaged; remove both to begin anew"
+            )
         for name, value in counts.items():
-            own = getattr(self, name)
-            setattr(self, name, own + type(own)(value))
+            setattr(self, name, own[name] + type(own[name])(value))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a protocol; shares are of the images that the classifier could judge."""

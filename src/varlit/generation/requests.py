@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from varlit.generation.arguments import (
     Seeds,
     as_classes,
     as_seeds,
+    check_batch_size,
     check_fits,
     check_generator,
 )
 from varlit.generation.counterparts import counterparts, unmatched
 from varlit.generation.editing import KnownTokens
-from varlit.generation.memory import fitting_batch, told_batch
+from varlit.generation.kept import KeptSampler, suited
+from varlit.generation.memory import within_memory
 from varlit.generation.rejection import (
     Classify,
     Rejection,
@@ -55,6 +57,10 @@ class Request:
     seed: Seeds
     generator: torch.Generator | None
     batch_size: int
+    dtype: torch.dtype | None = None
+    """Of matrix products; None = that of the autocast around the drawing, or fp32."""
+    kept: KeptSampler = field(default_factory=KeptSampler, compare=False)
+    """Where the sampler stays from call to call."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,8 @@ def draw_batches(
     Raises:
         UserError: If the batch size is not positive.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}")
-    if sampler.var.training:
-        raise UserError(
-            "this VAR is in train mode, where it drops parts of itself at random; call .eval()"
-        )
+    check_batch_size(batch_size)
+    check_is_evaluating(sampler.var)
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         yield sampler.draw(
@@ -103,6 +105,18 @@ def draw_batches(
             ImageSeeds(random[part]) if isinstance(random, Sequence) else random,
             with_frames=with_frames,
             known=None if known is None else known.rows(part),
+        )
+
+
+def check_is_evaluating(var: VAR) -> None:
+    """Refuse a VAR that drops parts of itself.
+
+    Raises:
+        UserError: If it is in train mode.
+    """
+    if var.training:
+        raise UserError(
+            "this VAR is in train mode, where it drops parts of itself at random; call .eval()"
         )
 
 
@@ -120,34 +134,35 @@ def draw_request(
             into the memory of the GPU, naming one that does.
     """
     check_generator(request.generator, var.device)
+    check_batch_size(request.batch_size)
+    check_is_evaluating(var)
     random: Sequence[int] | torch.Generator | None = request.generator
     batch_size = request.batch_size
     if request.seed is not None:
-        # Beside known tokens a seed may serve several images.
+        # Beside known tokens a seed may serve several images; who knows these has looked.
         alone = labels if known is None else None
         random = as_seeds(request.seed, request.generator, len(labels), alone)
     elif request.generator is not None:
         batch_size = len(labels)  # the official order of random numbers goes over all images
-    sampler = Sampler(var, request.tokenizer)
 
     def draw(count: int) -> Drawn:
+        whole = request.kept.open(var, request.tokenizer, request.dtype, len(labels))
+        sampler = suited(whole, settings, isinstance(random, Sequence), known)
         given = None if known is None else known.rows(slice(count))
         some = random[:count] if isinstance(random, Sequence) else random
         parts = draw_batches(sampler, labels[:count], settings, some, batch_size, given)
         return Drawn.joined(list(parts))
 
+    if request.generator is None:
+        return within_memory(draw, len(labels), batch_size)
     try:
         return draw(len(labels))
     except torch.OutOfMemoryError:
-        # Its traceback holds the tensors of the batch until this block is left.
-        too_large = min(batch_size, len(labels))
-    torch.cuda.empty_cache()
-    if request.generator is not None:
-        raise UserError(
-            f"out of GPU memory: from a generator all {too_large} images are drawn as one batch; "
-            "give a seed instead, which draws batch_size at a time, or fewer labels"
-        )
-    raise UserError(told_batch("batch_size", too_large, fitting_batch(draw, too_large)))
+        pass
+    raise UserError(
+        f"out of GPU memory: from a generator all {len(labels)} images are drawn as one batch; "
+        "give a seed instead, which draws batch_size at a time, or fewer labels"
+    )
 
 
 def draw_chosen(
@@ -167,8 +182,7 @@ def draw_chosen(
         raise UserError("keep below 1 needs a classifier: varlit.models.classifier.open_classifier")
     if request.generator is not None:
         raise UserError("rejection sampling needs a seed; a generator names no single image")
-    if request.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {request.batch_size}")
+    check_batch_size(request.batch_size)
     rule = RejectionSettings(choice.keep, group_size=len(labels))
     outputs = num_outputs(choice.classifier, var.tokenizer_config.image_size, var.device)
     names = getattr(choice.classifier, "class_names", ())
@@ -184,7 +198,7 @@ def draw_chosen(
     assert seeds is not None
 
     def draw(part: Tensor, part_seeds: list[int]) -> Drawn:
-        batch = Request(request.tokenizer, part_seeds, None, len(part))
+        batch = replace(request, seed=part_seeds, batch_size=len(part))
         return draw_request(var, batch, part, settings)
 
     rejection = Rejection(choice.classifier, targets, rule)

@@ -157,7 +157,8 @@ class Sampler:
             known: Tokens that are given (editing); they are drawn too, so that the other random
                 numbers stay what they are without, and then put right.
         """
-        labels = labels.to(self.var.device)
+        # Checked first: on a GPU a label out of range ends the whole process.
+        labels = self.var.check_labels(labels).to(self.var.device)
         steps, batch_size, num_steps = self.var.steps, len(labels), self.var.steps.num_steps
         canvas = open_canvas(self.var, self.tokenizer, batch_size)
         if isinstance(random, ImageSeeds) and not settings.more_smooth:
@@ -237,7 +238,8 @@ class Sampler:
         else:
             noise = torch.empty_like(logits).exponential_(generator=random)
         mixture = smooth_mixture(logits, noise, ratio)
-        return mixture @ self.tokenizer.quantizer.codebook.weight.float()
+        with torch.autocast(logits.device.type, enabled=False):  # the canvas is fp32
+            return mixture @ self.tokenizer.quantizer.codebook.weight.float()
 
     def _keep_known(self, tokens: Tensor, blend: Tensor | None, is_known: Tensor) -> Tensor | None:
         """Blend only where tokens were drawn.  # (B, l_k, C)"""

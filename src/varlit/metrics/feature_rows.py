@@ -73,8 +73,10 @@ class FeatureRows:
         """Add the rows of another store's `state_dict`.
 
         Raises:
-            UserError: If they are of another length.
+            UserError: If they are of another length, or not as many as their ids.
         """
+        if state["ids"].shape != state["rows"].shape[:1]:
+            raise UserError("the saved features are not one for each id; remove them to begin anew")
         if state["rows"].ndim != 2 or state["rows"].shape[1] != self.dim:
             raise UserError(
                 f"the saved features are {tuple(state['rows'].shape)}; expected (N, {self.dim}). "

@@ -5,23 +5,21 @@ Whose features they are decides the name: only Inception's give an FID.
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from varlit.arrays import array_names, read_arrays
 from varlit.errors import UserError
 from varlit.metrics.ranks import sum_over_ranks
 
 _UNKNOWN = -1  # in files: how many images the statistics are of
-# What numpy raises on files that are no .npz, or damaged ones.
-UNREADABLE = (OSError, EOFError, ValueError, AttributeError, TypeError, BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError)
+"""What `varlit.arrays` raises on files that are no .npz, or damaged ones."""
 
 
 @dataclass(frozen=True)
@@ -195,9 +193,7 @@ def read_statistics(path: Path, keys: tuple[str, str] = ("mu", "sigma")) -> Feat
     if not path.is_file():
         raise UserError(f"no reference statistics at {path}; give an .npz with `mu` and `sigma`")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in (*keys, "count") if key in archive}
-            found = sorted(archive.files)
+        arrays, found = read_arrays(path, *keys, "count"), sorted(array_names(path))
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an .npz ({error})") from error
     if not set(keys) <= arrays.keys():
@@ -221,21 +217,12 @@ def read_statistics(path: Path, keys: tuple[str, str] = ("mu", "sigma")) -> Feat
             f"{path}: {keys[1]} must be a covariance, the same above and below its diagonal; it is "
             "not. Fetch or make the file anew"
         )
-    count = int(arrays.get("count", _UNKNOWN))
+    counts = arrays.get("count", np.array(_UNKNOWN))
+    if counts.size != 1 or counts.dtype.kind not in "iu" or counts < _UNKNOWN:
+        raise UserError(f"{path}: count must be a number of images; fetch or make the file anew")
+    count = int(counts)
     return FeatureStatistics(
         torch.from_numpy(mean).double(),
         torch.from_numpy(cov).double(),
         None if count == _UNKNOWN else count,
     )
-
-
-def write_statistics(statistics: FeatureStatistics, path: Path) -> None:
-    """Write `mu`, `sigma` and `count` to an .npz that `read_statistics` and others read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    count = _UNKNOWN if statistics.count is None else statistics.count
-    with temporary.open("wb") as stream:
-        np.savez(
-            stream, mu=statistics.mean.numpy(), sigma=statistics.cov.numpy(), count=np.array(count)
-        )
-    os.replace(temporary, path)

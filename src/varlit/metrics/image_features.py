@@ -148,14 +148,23 @@ class ImageFeatures:
                 raise UserError(
                     f"the saved features are of images of {side} px; got {self.image_px} px"
                 )
+            if state["ids"].dtype != torch.int64:
+                raise TypeError("ids of another type")
             self._ids.append(state["ids"])
             self._check_ids()
             for name, part in parts.items():
                 part.merge(state[name])
             self.image_px = side or self.image_px
-        except (KeyError, TypeError) as error:
+        except UserError:
+            raise
+        except KeyError as error:
             raise UserError(
                 f"the saved features lack {error}; remove them to begin anew"
+            ) from error
+        except (TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the saved features are damaged ({type(error).__name__}); remove them to begin "
+                "anew"
             ) from error
 
     def _parts(self) -> dict[str, FeatureSums | FeatureRows]:

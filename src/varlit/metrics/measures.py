@@ -30,7 +30,7 @@ class MeasureSettings:
     kid_subset_size: int = kernel.SUBSET_SIZE  # fewer where a side has fewer images
     kid_seed: int = kernel.SEED
     neighbours: int = 3
-    neighbour_images: int = NUM_ROWS  # of either side, for precision and recall; 0 = all
+    neighbour_images: int = NUM_ROWS  # real ones, for precision and recall, as ADM; 0 = all
     allow_few: bool = False  # fewer images than features, for a number that compares with nothing
 
     def protocol(self) -> dict[str, Any]:
@@ -173,12 +173,11 @@ def _row_counts(
     if reference.rows is None:
         return {}
     num_fake, num_real = len(samples.rows), len(reference.rows)
-    wanted = settings.neighbour_images or max(num_fake, num_real)
     return {
         "sample_rows": num_fake,
         "kid_subset_size": min(settings.kid_subset_size, num_fake, num_real),
-        "precision_images": min(wanted, num_fake),
-        "recall_images": min(wanted, num_real),
+        "precision_images": num_fake,
+        "recall_images": min(settings.neighbour_images or num_real, num_real),
     }
 
 
@@ -204,7 +203,7 @@ def _by_rows(
     )
     shares = precision_recall(
         reference.subset(counts["recall_images"]),
-        samples.rows.subset(counts["precision_images"]),
+        fake,
         settings.neighbours,
         device,
     )

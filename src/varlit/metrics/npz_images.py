@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from varlit.arrays import plain_damage
 from varlit.errors import UserError
 from varlit.metrics.frechet import UNREADABLE
 
@@ -31,12 +32,15 @@ class NpzImages:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(_MEMBER) as stream:
-                shape, dtype = _header(stream)
-        except KeyError as error:
-            raise UserError(f"{path} holds no `arr_0`; expected images (N, H, W, 3)") from error
+            with plain_damage(), zipfile.ZipFile(path) as archive:
+                has_images = _MEMBER in archive.namelist()
+                if has_images:
+                    with archive.open(_MEMBER) as stream:
+                        shape, dtype = _header(stream)
         except UNREADABLE as error:
             raise UserError(f"{path} cannot be read as an .npz ({error})") from error
+        if not has_images:
+            raise UserError(f"{path} holds no `arr_0`; expected images (N, H, W, 3)")
         if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or dtype != np.uint8:
             raise UserError(
                 f"{path}: arr_0 must be square uint8 images (N, H, H, 3); got {dtype} {shape}"
@@ -51,7 +55,11 @@ class NpzImages:
         """
         bytes_each = self.side_px * self.side_px * 3
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(_MEMBER) as stream:
+            with (
+                plain_damage(),
+                zipfile.ZipFile(self.path) as archive,
+                archive.open(_MEMBER) as stream,
+            ):
                 _header(stream)
                 for i, start in enumerate(range(0, self.count, size)):
                     count = min(size, self.count - start)

@@ -5,8 +5,19 @@ Every process must call them, in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, distributed
+
+from varlit.errors import UserError
+
+T = TypeVar("T")
+
+
+class OtherProcessError(UserError):
+    """Another process could not go on, and says why."""
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -40,6 +51,28 @@ def place_among_ranks() -> tuple[int, int]:
     if not _is_distributed():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def in_all(work: Callable[[], T]) -> T:
+    """Do something on all processes: where it fails on one, it fails on all, and none waits.
+
+    What is done must call nothing that waits for others, but in an `in_all` of its own.
+
+    Raises:
+        OtherProcessError: On the processes where it did not fail.
+    """
+    found: list[T] = []
+    error: Exception | None = None
+    try:
+        found.append(work())
+    except Exception as raised:
+        error = raised
+    num_failed = int(sum_over_ranks(torch.tensor(int(error is not None))))
+    if error is not None:
+        raise error
+    if num_failed:
+        raise OtherProcessError("another process could not go on; see its message")
+    return found[0]
 
 
 def _is_distributed() -> bool:

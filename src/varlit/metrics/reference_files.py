@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varlit.errors import UserError
+from varlit.arrays import read_arrays
 from varlit.metrics.feature_rows import chosen
 from varlit.metrics.frechet import UNREADABLE, FeatureStatistics, read_statistics
 from varlit.metrics.networks import FeatureNetwork
@@ -101,14 +101,23 @@ def read_own(path: Path, network: FeatureNetwork) -> Reference | None:
     """A file of `write_reference`; one that is missing, damaged or of other features is none."""
     try:
         pool = read_statistics(path)
-        with np.load(path, allow_pickle=False) as archive:
-            about = json.loads(archive["about"].item())
-            rows = torch.from_numpy(archive["rows"]) if "rows" in archive else None
-            has_spatial = "mu_s" in archive
-        spatial = read_statistics(path, ("mu_s", "sigma_s")) if has_spatial else None
+        arrays = read_arrays(path)
+        about = json.loads(arrays["about"].item())
+        spatial = read_statistics(path, ("mu_s", "sigma_s")) if "mu_s" in arrays else None
         is_of_network = (about["network"], about["network_hash"]) == (network.name, network.hash)
-        if about.pop("version") != VERSION or not is_of_network:
+        if about.pop("version") != VERSION or not is_of_network or not _is_sound(about):
             return None
-        return Reference(pool=pool, spatial=spatial, rows=rows, **about)
-    except (UserError, KeyError, *UNREADABLE):
+        rows = arrays.get("rows")
+        if rows is not None and (rows.dtype != np.float32 or rows.shape[1:] != pool.mean.shape):
+            return None
+        kept = None if rows is None else torch.from_numpy(rows)
+        return Reference(pool=pool, spatial=spatial, rows=kept, **about)
+    except (KeyError, TypeError, AttributeError, RecursionError, *UNREADABLE):
         return None
+
+
+def _is_sound(about: dict[str, Any]) -> bool:
+    """Whether a file's words on itself are of the types that `write_reference` writes."""
+    size = about["image_px"]
+    has_size = size is None or (type(size) is int and size > 0)
+    return has_size and isinstance(about["name"], str) and isinstance(about["source_hash"], str)

@@ -14,15 +14,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from varlit.arrays import array_names
 from varlit.errors import UserError
-from varlit.metrics.frechet import UNREADABLE, check_enough, read_statistics
+from varlit.metrics.frechet import (
+    UNREADABLE,
+    FeatureStatistics,
+    check_enough,
+    read_statistics,
+)
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.networks import FeatureNetwork, sha256
 from varlit.metrics.npz_images import NpzImages
-from varlit.metrics.ranks import place_among_ranks, sum_over_ranks
+from varlit.metrics.ranks import in_all, place_among_ranks, sum_over_ranks
 from varlit.metrics.reference_files import (
     VERSION,
     Reference,
@@ -31,7 +36,7 @@ from varlit.metrics.reference_files import (
     write_reference,
 )
 
-NUM_ROWS = 10_000  # of real images, for precision, recall and KID
+NUM_ROWS = 10_000  # of real images, for precision, recall and KID: as many as ADM's files hold
 
 
 def check_reference(
@@ -67,7 +72,14 @@ def check_reference(
             f"the reference {reference.name} is of images of {reference.image_px} px; the samples "
             f"have {image_px} px. Give the reference of that size"
         )
-    return check_enough(reference.pool, "reference", allow_few)
+    remarks = [check_enough(reference.pool, "reference", allow_few)]
+    if reference.image_px is None:
+        lacks = "their size" if reference.pool.count else "their number and size"
+        remarks.append(
+            f"the reference {reference.name} holds statistics of images and not {lacks}: one of "
+            "another size would not be noticed"
+        )
+    return "; ".join(filter(None, remarks))
 
 
 def make_reference(features: ImageFeatures, name: str, source_hash: str) -> Reference:
@@ -107,7 +119,10 @@ def cached_reference(
         source_hash: Of its content, with how the images are cut and resized.
         network: What looks at them.
         gather: Calls `update` with this process's share of the images, where there is no cache.
-        num_rows: How many images' features to keep.
+        num_rows: How many images' features to keep; 0 = all.
+
+    Raises:
+        UserError: On every process, if one of them cannot read its share.
     """
     path = _cache_file(source_hash, network, num_rows)
     kept = read_own(path, network) if path is not None else None
@@ -116,8 +131,8 @@ def cached_reference(
     num_kept = int(sum_over_ranks(torch.tensor(0 if kept is None else 1)))
     if kept is not None and num_kept == world_size:
         return replace(kept, name=name)
-    features = ImageFeatures(network, num_rows, with_logits=False)
-    gather(features)
+    features = ImageFeatures(network, num_rows or None, with_logits=False)
+    in_all(lambda: gather(features))
     made = make_reference(features, name, source_hash)
     if path is not None and rank == 0:
         try:
@@ -146,24 +161,20 @@ def read_reference(
         network: What looks at images.
         device: Where.
         batch_size: Images at a time.
-        num_rows: How many images' features to keep.
+        num_rows: How many images' features to keep; 0 = all.
 
     Raises:
-        UserError: If the file is missing or damaged, or holds nothing for this network.
+        UserError: If the file is missing or damaged, or holds nothing for this network; on every
+            process, if it is so for one.
     """
     path = Path(path).expanduser()
-    held, fingerprint = _held(path), sha256(path)
+    held, fingerprint = in_all(lambda: (_held(path), sha256(path)))
     if "about" in held:
-        own = read_own(path, network)
-        if own is None:
-            raise UserError(
-                f"{path} is no reference by {network.name} with these weights; make one with it"
-            )
-        return replace(own, name=path.name, source_hash=fingerprint)
+        return in_all(lambda: replace(_own(path, network), source_hash=fingerprint))
     has_statistics = network.is_inception and {"mu", "sigma"} <= held
     seen = None
     if "arr_0" in held:
-        images = NpzImages(path)
+        images = in_all(lambda: NpzImages(path))
 
         def gather(features: ImageFeatures) -> None:
             for ids, batch in images.batches(batch_size, *place_among_ranks()):
@@ -178,16 +189,31 @@ def read_reference(
             + (", or `mu` and `sigma`" if network.is_inception else f" for {network.name} to see")
         )
     has_spatial = {"mu_s", "sigma_s"} <= held
+
+    def read() -> tuple[FeatureStatistics, FeatureStatistics | None]:
+        spatial = read_statistics(path, ("mu_s", "sigma_s")) if has_spatial else None
+        return read_statistics(path), spatial
+
+    pool, spatial = in_all(read)
     return Reference(
         name=path.name,
         source_hash=fingerprint,
         network=network.name,
         network_hash="",
-        pool=read_statistics(path),
-        spatial=read_statistics(path, ("mu_s", "sigma_s")) if has_spatial else None,
+        pool=pool,
+        spatial=spatial,
         rows=None if seen is None else seen.rows,
         image_px=None if seen is None else seen.image_px,
     )
+
+
+def _own(path: Path, network: FeatureNetwork) -> Reference:
+    own = read_own(path, network)
+    if own is None:
+        raise UserError(
+            f"{path} is no reference by {network.name} with these weights; make one with it"
+        )
+    return replace(own, name=path.name)
 
 
 def _cache_file(source_hash: str, network: FeatureNetwork, num_rows: int) -> Path | None:
@@ -209,7 +235,6 @@ def _held(path: Path) -> set[str]:
             "ADM's VIRTUAL_imagenet256_labeled.npz"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return set(archive.files)
+        return set(array_names(path))
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an .npz ({error})") from error

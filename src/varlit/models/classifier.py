@@ -166,9 +166,21 @@ def _torchvision(name: str, source: str) -> _Made:
     )
     # These two came from TensorFlow; with their weights torchvision turns this on by itself.
     own = {"transform_input": True} if name in {"googlenet", "inception_v3"} else {}
+
+    def build(**options: Any) -> nn.Module:
+        network: nn.Module = models.get_model(name, weights=None, **own, **options)
+        return network
+
+    def fetch() -> nn.Module:
+        network = build()
+        # torchvision's own way unpickles whatever lies in the hub's cache.
+        state = chosen.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        network.load_state_dict(state)
+        return network
+
     return _Made(
-        build=lambda **options: models.get_model(name, weights=None, **own, **options),
-        fetch=lambda: models.get_model(name, weights=chosen),
+        build=build,
+        fetch=fetch,
         view=view,
         file_name=chosen.url.rsplit("/", 1)[1],
     )

@@ -3,14 +3,17 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 from varlit.errors import UserError
+from varlit.models.field_types import as_plain, fits, told
 from varlit.ops.raster import RasterScan
 from varlit.ops.scales import OFFICIAL_SCALES, Scales
 from varlit.ops.steps import Steps
 
 GROUP_NORM_GROUPS = 32
+MAX_LAYERS, MAX_WIDTH = 256, 2**20
+"""A file or a flag that asks for more is a mistake, and building it would take hours."""
 Order = Literal["next_scale", "raster"]
 
 
@@ -28,9 +31,12 @@ class PlainConfig:
         """Accept the config itself or its plain form.
 
         Raises:
-            UserError: If a key is unknown; the nearest known one is named.
+            UserError: If a key is unknown, the nearest known one is named; or if a field is of
+                another type, or no finite number.
         """
+        hints = get_type_hints(cls)
         if isinstance(value, cls):
+            _check_types(cls, {name: getattr(value, name) for name in hints}, hints)
             return value
         if not isinstance(value, dict):
             raise UserError(f"{cls.__name__} is made of fields by name; got {value!r}")
@@ -40,10 +46,16 @@ class PlainConfig:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean `{near[0]}`?" if near else f"; known: {sorted(known)}"
                 raise UserError(f"{cls.__name__} has no field `{key}`{hint}")
-        try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-        except TypeError as error:
-            raise UserError(f"{cls.__name__}: a field has another type ({error})") from error
+        plain = {name: as_plain(part, hints[name]) for name, part in value.items()}
+        _check_types(cls, plain, hints)
+        return cls(**plain)
+
+
+def _check_types(kind: type, plain: dict[str, Any], hints: dict[str, Any]) -> None:
+    for name, value in plain.items():
+        if not fits(value, hints[name]):
+            got = f"{value!r}"[:80]
+            raise UserError(f"{kind.__name__}: {name} must be {told(hints[name])}; got {got}")
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,9 @@ class TokenizerConfig(PlainConfig):
                 "tokenizer.num_phi must be at least 0 and num_res_blocks at least 1; got "
                 f"{self.num_phi} and {self.num_res_blocks}"
             )
+        widest = max(self.channels * max(self.channel_multipliers), self.codebook_dim)
+        layers = max(len(self.channel_multipliers) * self.num_res_blocks, self.num_phi)
+        _check_size("tokenizer", max(widest, self.codebook_size // 2**8), layers)
         check_share("tokenizer.dropout", self.dropout)
         check_share("tokenizer.phi_ratio", self.phi_ratio, up_to_one=True)
         if self.codebook_size < 2 or self.codebook_dim < 1:
@@ -172,6 +187,8 @@ class VARConfig(PlainConfig):
                 "var.width and var.num_heads must not be negative (0 = from depth) and "
                 f"var.mlp_ratio positive; got {self.width}, {self.num_heads}, {self.mlp_ratio}"
             )
+        width = max(self.resolved_width, self.resolved_heads)
+        _check_size("var", max(width, self.mlp_ratio * 2**8), self.depth)
         check_share("var.class_dropout", self.class_dropout, up_to_one=True)
         check_share("var.drop_path", self.resolved_drop_path)
         if self.resolved_width % self.resolved_heads:
@@ -218,6 +235,14 @@ class VARConfig(PlainConfig):
                 "does, or take var.order next_scale"
             )
         return RasterScan(scales[0])
+
+
+def _check_size(name: str, width: float, layers: int) -> None:
+    if width > MAX_WIDTH or layers > MAX_LAYERS:
+        raise UserError(
+            f"{name} is beyond all bounds: got {layers:,} layers and a width of {width:,.0f}; "
+            f"expected at most {MAX_LAYERS:,} and {MAX_WIDTH:,}"
+        )
 
 
 def check_share(name: str, value: float, up_to_one: bool = False) -> None:

@@ -1,8 +1,9 @@
-"""Which way to decode is the fastest on this device, at this shape: tried out, then remembered.
+"""Which way to decode: by a fixed order of preference, or by the clock where that is asked for.
 
 A way is the same decoder with the same weights in another precision, layout or kernel. It counts
 only where its pictures stay within a bound of those in fp32; one that fails to build is skipped and
-named.
+named. The order is fixed, so that the pictures of a seed are the same in every run on a machine; a
+clock may decide otherwise tomorrow.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import copy
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,12 +23,24 @@ from varlit.models.autoencoder import Decoder, NormSiLU
 from varlit.models.device_clock import seconds_of
 from varlit.models.group_norm_silu import group_norm_silu
 from varlit.models.vqvae import VQVAE
+from varlit.models.weight_versions import weight_versions
 
+T = TypeVar("T")
 DecoderWay = Literal["fp32", "bf16", "bf16_fused", "bf16_compiled", "bf16_compiled_nhwc"]
 Decode = Callable[[Tensor], Tensor]
 
 EAGER_WAYS: tuple[DecoderWay, ...] = ("fp32", "bf16", "bf16_fused")
 ALL_WAYS: tuple[DecoderWay, ...] = (*EAGER_WAYS, "bf16_compiled", "bf16_compiled_nhwc")
+
+# Best first, where the device computes in bf16; elsewhere only fp32 is sure to gain.
+PREFERENCE: tuple[DecoderWay, ...] = (
+    "bf16_compiled_nhwc",
+    "bf16_fused",
+    "bf16_compiled",
+    "bf16",
+    "fp32",
+)
+BF16_FROM_CAPABILITY = (8, 0)  # Ampere
 
 # Two of the 255 steps from black to white, on the mean over all pixels.
 MAX_DIFFERENCE = 4 / 255
@@ -95,10 +110,39 @@ def build_decoder(tokenizer: VQVAE, way: DecoderWay) -> Decode:
     return decode
 
 
+def prefer_decoder(
+    tokenizer: VQVAE, batch_size: int, ways: Sequence[DecoderWay] = ALL_WAYS
+) -> DecoderWay:
+    """The first way of the fixed order that this device can build and whose pictures are right.
+
+    Looked into once for the weights of a tokenizer, at the first batch size: another size does not
+    decode in another way.
+
+    Args:
+        tokenizer: Whose weights and device count.
+        batch_size: Images at a time.
+        ways: What to choose from; fp32 always is.
+    """
+    device, rows = tokenizer.last_layer.device, min(batch_size, rows_at_a_time(tokenizer))
+    wanted = tuple(way for way in preference(device) if way in ("fp32", *ways))
+    key = (str(device), wanted, weight_versions(tokenizer))
+    found = _PREFERENCES.setdefault(tokenizer, {})
+    if key not in found:
+        found[key] = _first_right(tokenizer, rows, wanted)
+    return found[key]
+
+
+def preference(device: torch.device) -> tuple[DecoderWay, ...]:
+    """The ways that suit a device, best first."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < BF16_FROM_CAPABILITY:
+        return ("fp32",)
+    return PREFERENCE
+
+
 def choose_decoder(
     tokenizer: VQVAE, batch_size: int, ways: Sequence[DecoderWay] = ALL_WAYS
 ) -> DecoderChoice:
-    """Time the ways on this tokenizer's device, once for each shape in a process.
+    """Time the ways on this tokenizer's device, once for its weights and each shape in a process.
 
     Args:
         tokenizer: Whose weights and device count.
@@ -107,10 +151,11 @@ def choose_decoder(
     """
     wanted = tuple(dict.fromkeys(("fp32", *ways)))
     device, rows = tokenizer.last_layer.device, min(batch_size, rows_at_a_time(tokenizer))
-    key = (str(device), tokenizer.config, rows, wanted)
-    if key not in _CHOICES:
-        _CHOICES[key] = _measure(tokenizer, rows, wanted)
-    return _CHOICES[key]
+    key = (str(device), rows, wanted, weight_versions(tokenizer))
+    found = _CHOICES.setdefault(tokenizer, {})
+    if key not in found:
+        found[key] = _measure(tokenizer, rows, wanted)
+    return found[key]
 
 
 def rows_at_a_time(tokenizer: VQVAE) -> int:
@@ -121,36 +166,70 @@ def rows_at_a_time(tokenizer: VQVAE) -> int:
     return min(MAX_ROWS, 1 << (fitting.bit_length() - 1))
 
 
-_CHOICES: dict[tuple[object, ...], DecoderChoice] = {}
+# By the tokenizer itself: one of the same shape and other weights may leave the bound.
+_CHOICES: WeakKeyDictionary[VQVAE, dict[tuple[object, ...], DecoderChoice]] = WeakKeyDictionary()
+_PREFERENCES: WeakKeyDictionary[VQVAE, dict[tuple[object, ...], DecoderWay]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _first_right(tokenizer: VQVAE, rows: int, ways: Sequence[DecoderWay]) -> DecoderWay:
+    if ways[0] == "fp32":
+        return "fp32"
+    f_hat = _pictures(tokenizer, rows)
+    expected = tokenizer.decode_features(f_hat)
+
+    def is_right(way: DecoderWay) -> bool:
+        return _difference(build_decoder(tokenizer, way)(f_hat), expected) <= MAX_DIFFERENCE
+
+    return next(way for way in ways if way == "fp32" or _tried(partial(is_right, way)) is True)
+
+
+def _tried(attempt: Callable[[], T]) -> T | str:
+    """What an attempt gives, or why it failed: compilers fail in many ways, each one way less."""
+    try:
+        return attempt()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return _first_line(error)
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 @torch.no_grad()
 def _measure(tokenizer: VQVAE, rows: int, ways: Sequence[DecoderWay]) -> DecoderChoice:
-    device = tokenizer.last_layer.device
     f_hat = _pictures(tokenizer, rows)
     expected = tokenizer.decode_features(f_hat)
     timings, skipped = [], []
     for way in ways:
-        try:
-            timings.append(_time(build_decoder(tokenizer, way), way, f_hat, expected))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            # Compilers fail in many ways, and each is only one way less.
-            if way == "fp32":
-                raise
-            skipped.append(f"{way}: {_first_line(error)}")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        if way == "fp32":
+            timings.append(_time(tokenizer.decode_features, way, f_hat, expected))
+            continue
+        found = _tried(partial(_build_and_time, tokenizer, way, f_hat, expected))
+        if isinstance(found, str):
+            skipped.append(f"{way}: {found}")
+        else:
+            timings.append(found)
     return DecoderChoice(tuple(sorted(timings, key=lambda t: t.seconds)), tuple(skipped))
+
+
+def _build_and_time(
+    tokenizer: VQVAE, way: DecoderWay, f_hat: Tensor, expected: Tensor
+) -> DecoderTiming:
+    return _time(build_decoder(tokenizer, way), way, f_hat, expected)
 
 
 def _time(decode: Decode, way: DecoderWay, f_hat: Tensor, expected: Tensor) -> DecoderTiming:
     for _ in range(WARMUP_RUNS):
         images = decode(f_hat)
-    difference = float((images - expected).abs().mean())
+    difference = _difference(images, expected)
     seconds = min(seconds_of(lambda: decode(f_hat), f_hat.device) for _ in range(ROUNDS))
     return DecoderTiming(way, seconds, difference)
+
+
+def _difference(images: Tensor, expected: Tensor) -> float:
+    return float((images - expected).abs().mean())
 
 
 def _pictures(tokenizer: VQVAE, rows: int) -> Tensor:

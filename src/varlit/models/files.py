@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from varlit.disks import must_be_written, whole_file
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.initialization import shapes_only
@@ -28,6 +31,7 @@ from varlit.models.vqvae import VQVAE
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
 FORMAT_VERSION = 1
+MAX_CLASSES = 2**24
 PARTS = {"tokenizer": ("tokenizer",), "var": ("var", "num_classes", "tokenizer")}
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,7 +85,7 @@ def load_tokenizer(folder: Path | str) -> VQVAE:
     config = read_model_config(folder)
     if config["model"] != "tokenizer":
         raise UserError(f"{folder} holds a {config['model']}, not a tokenizer; give its run folder")
-    with shapes_only():
+    with _described(folder), shapes_only():
         network = VQVAE(TokenizerConfig.of(config["tokenizer"]))
     return _read_weights(network, folder)
 
@@ -154,9 +158,10 @@ def load_var(folder: Path | str) -> LoadedVAR:
                 f"{folder / TOKENIZER_FOLDER} is not the tokenizer that this VAR was trained with; "
                 "copy the whole folder of the run again"
             )
-    shape = TokenizerConfig.of(config["tokenizer"]) if tokenizer is None else tokenizer.config
-    with shapes_only():
-        var = VAR(VARConfig.of(config["var"]), shape, config["num_classes"])
+    with _described(folder):
+        shape = TokenizerConfig.of(config["tokenizer"]) if tokenizer is None else tokenizer.config
+        with shapes_only():
+            var = VAR(VARConfig.of(config["var"]), shape, config["num_classes"])
     names = tuple(config.get("class_names", ()))
     return LoadedVAR(_read_weights(var, folder), tokenizer, folder, names)
 
@@ -175,14 +180,33 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             f"no model in {folder}: {CONFIG_FILE} is missing. A run writes it with its first "
             "checkpoint; is this the folder of a run, such as runs/<name>?"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON; copy it again from the run") from None
     if not isinstance(config, dict) or config.get("model") not in ("tokenizer", "var"):
         raise UserError(f"{path} does not describe a varlit model")
     for key in PARTS[config["model"]]:
         if key not in config:
             raise UserError(f"{path} lacks `{key}`; copy it again from the run")
+    count, names = config.get("num_classes", 1), config.get("class_names", [])
+    if type(count) is not int or not 1 <= count <= MAX_CLASSES:
+        raise UserError(f"{path}: num_classes must be 1..{MAX_CLASSES:,}; copy it from the run")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: class_names must be a list of names; copy it from the run")
     return config
+
+
+@contextmanager
+def _described(folder: Path) -> Iterator[None]:
+    """Say of a config that no network can be built of it; torch says so in many ways."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE}: {error}") from error
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{folder / CONFIG_FILE} describes no model ({reason}); copy it again from the run"
+        ) from error
 
 
 def _read_weights(network: M, folder: Path) -> M:
@@ -213,29 +237,34 @@ def _check_same_keys(expected: dict[str, Tensor], got: dict[str, Tensor], path: 
         raise UserError(f"{path} has unknown weights, such as `{min(surplus)}`")
 
 
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a .safetensors file, whole or not at all.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    with whole_file(path) as temporary:
+        try:
+            save_file(weights, temporary)
+        except SafetensorError as error:
+            # What the disk said is in its text alone, as in `... (os error 28)`.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise OSError(str(error)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
+
+
 def _write(folder: Path, config: dict[str, Any], network: nn.Module) -> None:
     """Weights first, then the config that makes them visible; each renamed into place."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot make the folder {folder}: {reason}; write elsewhere") from error
+    remedy = "free some space, or write elsewhere with --root, and run the same command again"
     weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    temporary = folder / f"{WEIGHTS_FILE}.tmp{os.getpid()}"
-    try:
-        save_file(weights, temporary)
-        temporary.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
-        os.replace(temporary, folder / WEIGHTS_FILE)
-    except SafetensorError as error:
-        raise UserError(
-            f"cannot write {folder / WEIGHTS_FILE} ({error}); free some space, or write elsewhere "
-            "with --root, and run the same command again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    temporary = folder / f"{CONFIG_FILE}.tmp{os.getpid()}"
-    temporary.write_text(json.dumps({"format": FORMAT_VERSION, **config}, indent=2) + "\n")
-    os.replace(temporary, folder / CONFIG_FILE)
+    path = folder / WEIGHTS_FILE
+    with must_be_written(path, remedy):
+        write_weights(weights, path)
+    path = folder / CONFIG_FILE
+    with must_be_written(path, remedy), whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT_VERSION, **config}, indent=2) + "\n")
 
 
 def _umask() -> int:
@@ -248,9 +277,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
     """Share the file on disk where the file system can, else copy it."""
     if target.exists() and target.samefile(source):
         return
-    temporary = target.with_name(f"{target.name}.tmp{os.getpid()}")
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with whole_file(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

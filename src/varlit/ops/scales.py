@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ OFFICIAL_SCALES = {
     512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
     1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
+MAX_SIDE, MAX_SCALES = 1024, 256
 # The official choice of phi for ten scales and four convolutions is decided by floating-point
 # ties at scales 2 and 7 (numpy float64); the table is what the released weights were trained with.
 OFFICIAL_PHI_INDEX = {(10, 4): (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)}
@@ -44,13 +46,23 @@ class Scales(Steps):
     sides: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        sides = tuple(int(side) for side in self.sides)
+        try:
+            sides = tuple(_whole(side) for side in self.sides)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"scales must be whole numbers, such as [1,2,3,4]; got {self.sides!r:.80}"
+            ) from error
         object.__setattr__(self, "sides", sides)
         growing = all(a < b for a, b in pairwise(sides))
         if not sides or sides[0] < 1 or not growing:
             raise UserError(
                 f"scales must be positive and grow; got {list(sides)}. "
                 "Try for example [1,2,3,4], ending at the side of the latent map."
+            )
+        if sides[-1] > MAX_SIDE or len(sides) > MAX_SCALES:
+            raise UserError(
+                f"scales must be at most {MAX_SCALES} and end at most at {MAX_SIDE:,}; got "
+                f"{len(sides)} that end at {sides[-1]:,}. Official VAR ends at 64 for 1024 px."
             )
 
     @property
@@ -127,3 +139,16 @@ class Scales(Steps):
                 f"a pyramid of scales {list(self.sides)} has {self.num_tokens} tokens; "
                 f"got {pyramid.shape[1]}. Was it made by a tokenizer with other scales?"
             )
+
+
+def _whole(side: Any) -> int:
+    """A side as an int; numpy's, torch's and 2.0 pass.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is no number.
+        OverflowError: If it is infinite.
+    """
+    if isinstance(side, bool | str) or int(side) != side:
+        raise TypeError("no whole number")
+    return int(side)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from varlit.generation.editing import KnownTokens, known_outside
+from varlit.generation.editing import KnownTokens
+from varlit.generation.edits import finish_edit, known_of_edit
 from varlit.generation.random_numbers import ImageSeeds
 from varlit.generation.sampler import DrawnScale, Sampler, SamplingSettings
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
-from varlit.ops.blending import paste
 from varlit.page.class_titles import shown_titles
 from varlit.page.command import Opened, command_line
 from varlit.page.pictures import png_texts
@@ -46,7 +47,9 @@ class Studio:
     """
 
     def __init__(self, var: VAR, tokenizer: VQVAE, opened: Opened, is_bf16: bool = False) -> None:
-        self.sampler, self.opened, self.is_bf16 = Sampler(var, tokenizer), opened, is_bf16
+        # Weights are cast here, once. Step by step, because each is looked at: no CUDA graph.
+        self.sampler = Sampler(var, tokenizer, torch.bfloat16 if is_bf16 else None)
+        self.opened, self.is_bf16 = opened, is_bf16
         self.bounds = Bounds(var.num_classes, tokenizer.config.image_size)
         self.queue = Queue(MAX_WAITING)
         self.card = self._describe()
@@ -97,12 +100,9 @@ class Studio:
         if edit is None:
             return None
         image = edit.image.unsqueeze(0).to(self.sampler.var.device)
+        settings = replace(edit.settings, variants=request.num_variants)
         with torch.no_grad():
-            known = known_outside(
-                self.sampler.tokenizer, image, edit.mask, hide_masked=edit.settings.hide_masked
-            )
-        size = request.num_variants, known.tokens.shape[1]
-        return KnownTokens(known.tokens.expand(size), known.is_known.expand(size))
+            return known_of_edit(self.sampler.tokenizer, image, edit.mask, settings)
 
     @torch.no_grad()
     def _finished(self, f_hat: Tensor, request: DrawRequest) -> Tensor:
@@ -110,12 +110,11 @@ class Studio:
         with self._precision():
             images = self.sampler.tokenizer.decode_features(f_hat)
         edit = request.edit
-        if edit is None or not edit.settings.keep_known_pixels:
+        if edit is None:
             return images
-        own = edit.image.to(images).expand_as(images)
-        mask = edit.mask.to(images.device).expand(len(images), *edit.mask.shape)
-        feather_px = edit.settings.feather(self.sampler.tokenizer.config.stride)
-        return paste(images, own, mask, feather_px)
+        own, tokenizer = edit.image.unsqueeze(0).to(images), self.sampler.tokenizer
+        settings = replace(edit.settings, variants=request.num_variants)
+        return finish_edit(images, tokenizer, own, edit.mask, settings)
 
     def _precision(self) -> torch.autocast:
         device = self.sampler.var.device.type

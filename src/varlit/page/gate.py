@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from email.message import Message
 from urllib.parse import urlsplit
 
@@ -21,26 +22,47 @@ class RefusedError(Exception):
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host's name or address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
+    address = _address(host)
+    return host.lower().rstrip(".") == "localhost" if address is None else address.is_loopback
 
 
-def check_host(headers: Message) -> None:
+def check_host(headers: Message, given: str = "localhost") -> None:
     """Refuse names that are not this machine's own.
 
-    A page elsewhere can point its own name at 127.0.0.1 and would then count as ours (DNS
-    rebinding). The port is free: `ssh -L` may give another.
+    A page elsewhere can point its own name at this machine and would then count as ours (DNS
+    rebinding). An address cannot be bent so. The port is free: `ssh -L` may give another.
+
+    Args:
+        headers: Of the request.
+        given: Where the page listens; what else than loopback is answered depends on it.
 
     Raises:
-        RefusedError: If the `Host` header names another machine.
+        RefusedError: If the `Host` header names another machine, or nothing that is a name.
     """
-    host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
-    if not is_loopback(host):
-        raise RefusedError(
-            403, "this page answers to localhost only; see --host of varlit demo for other names"
-        )
+    try:
+        host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
+    except ValueError:  # such as `[::1`
+        host = ""
+    if is_loopback(host) or (not is_loopback(given) and _is_ours(host, given)):
+        return
+    names = "localhost" if is_loopback(given) else "localhost, this machine's name and addresses"
+    raise RefusedError(
+        403, f"this page answers to {names} only; see --host of varlit demo for other names"
+    )
+
+
+def _is_ours(host: str, given: str) -> bool:
+    """Whether a page that others may reach answers to a name: any address, and its own names."""
+    own = {given.lower().rstrip("."), socket.gethostname().lower()}
+    own |= {name.partition(".")[0] for name in own if _address(name) is None}
+    return _address(host) is not None or (host.rstrip(".") in own and host != "")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
 
 
 def check_own(headers: Message) -> None:

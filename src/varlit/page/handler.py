@@ -119,8 +119,7 @@ class PageHandler(BaseHTTPRequestHandler):
     def _answer(self, answer: Callable[[], None]) -> None:
         """Answer, or say in one sentence why not."""
         try:
-            if self.server.is_local:
-                check_host(self.headers)
+            check_host(self.headers, self.server.host)
             answer()
         except (ConnectionError, TimeoutError):
             self.close_connection = True

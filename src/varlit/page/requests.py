@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -12,14 +12,18 @@ from torch import Tensor
 from varlit.errors import UserError
 from varlit.generation.edits import EditSettings
 from varlit.generation.sampler import SamplingSettings
+from varlit.ops.filtering import GUIDANCE_KINDS
 from varlit.page.pictures import read_image, read_mask
 
 MAX_VARIANTS = 16
 MAX_CFG_SCALE = 20.0
 MAX_SEED = 2**32 - 1
 MAX_TOP_K = 2**16  # above the number of codes it is the same as all of them
-FIELDS = {"label", "cfg_scale", "top_k", "top_p", "more_smooth", "seed", "num_variants", "edit"}
-EDIT_FIELDS = {"image", "mask", "keep_rest", "hide_masked"}
+FIELDS = {
+    *("label", "cfg_scale", "guidance", "top_k", "top_p", "more_smooth"),
+    *("seed", "num_variants", "edit"),
+}
+EDIT_FIELDS = {"image", "mask", "keep_rest", "hide_masked", "free_first_scale", "refit_known"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def parse_request(body: bytes, bounds: Bounds) -> DrawRequest:
         cfg_scale=_number(fields, "cfg_scale", 0.0, MAX_CFG_SCALE),
         top_k=_whole(fields, "top_k", 0, MAX_TOP_K),
         top_p=_number(fields, "top_p", 0.0, 1.0),
+        guidance=_choice(fields, "guidance", GUIDANCE_KINDS),
         more_smooth=_flag(fields, "more_smooth"),
     )
     return DrawRequest(
@@ -84,7 +89,10 @@ def _edit(value: object, side_px: int) -> Edit | None:
         return None
     fields = _object(value, EDIT_FIELDS, "an edit")
     settings = EditSettings(
-        keep_known_pixels=_flag(fields, "keep_rest"), hide_masked=_flag(fields, "hide_masked")
+        keep_known_pixels=_flag(fields, "keep_rest"),
+        hide_masked=_flag(fields, "hide_masked"),
+        free_first_scale=_flag(fields, "free_first_scale"),
+        refit_known=_flag(fields, "refit_known"),
     )
     image = read_image(fields.get("image"), side_px)
     return Edit(image, read_mask(fields.get("mask"), side_px), settings)
@@ -138,9 +146,18 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
     return value
 
 
+def _choice(fields: Mapping[str, Any], name: str, known: Sequence[str]) -> str:
+    """One of the words that are known; the first where nothing is said."""
+    value = fields.get(name, known[0])
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{_words(name)} must be one of {', '.join(known)}; got {_told(value)}")
+    return value
+
+
 def _words(name: str) -> str:
     """The field's name as it stands on the page."""
     names = {"label": "class", "cfg_scale": "guidance", "num_variants": "variants"}
+    names["guidance"] = "the kind of guidance"
     return names.get(name, name.replace("_", "-"))
 
 

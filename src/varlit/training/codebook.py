@@ -155,8 +155,11 @@ class CodebookKeeper(nn.Module):
         generator = self._generator("kmeans")
         for _ in range(KMEANS_ROUNDS):
             vectors = in_global_order(network.quantizer(f).searched).flatten(0, 1)
-            centres = kmeans(vectors, len(codes), generator, network.quantizer.search)
-            codes.copy_(of_first_rank(centres))
+            # Of a broken image nothing can be learned, and one NaN would become all codes.
+            vectors = vectors[torch.isfinite(vectors).all(dim=1)]
+            if len(vectors):
+                centres = kmeans(vectors, len(codes), generator, network.quantizer.search)
+                codes.copy_(of_first_rank(centres))
         if len(vectors) < len(codes):
             warnings.warn(
                 f"k-means had {len(vectors):,} vectors for {len(codes):,} codes, so some codes are "
@@ -192,6 +195,7 @@ class CodebookKeeper(nn.Module):
         searched: Tensor,
         optimizer: Optimizer | None = None,
         average: VQVAE | None = None,
+        is_broken: Tensor | None = None,
     ) -> Tensor:
         """Count hits, move averaged codes, replace dead ones. Never waits for the device.
 
@@ -202,6 +206,7 @@ class CodebookKeeper(nn.Module):
             optimizer: The tokenizer's; its moments of replaced codes are set to 0.
             average: The averaged tokenizer; replaced codes are replaced there too, or it would
                 hold mixtures of old and new for long.
+            is_broken: () bool, whether the step is skipped, on all processes: nothing is done then.
 
         Returns:
             (V,) bool, the codes that were replaced; the same on all processes.
@@ -214,6 +219,7 @@ class CodebookKeeper(nn.Module):
         if config.counts_hits:
             self._check_reach(tokens)
             counts, sums, candidates = self._totals(tokens, searched)
+            taken = torch.ones_like(replaced[0]) if is_broken is None else ~is_broken
             fresh = GRACE * config.restart_below or 1.0
             old = torch.where(self.hits < 0, fresh, self.hits) * config.ema_decay
             new = counts * (1 - config.ema_decay)
@@ -221,10 +227,10 @@ class CodebookKeeper(nn.Module):
                 # The same as a ratio of two averages, without storing the one above the line.
                 pull = new / (old + new).clamp(min=torch.finfo(torch.float32).tiny)
                 means = sums / counts.clamp(min=1)[:, None]
-                codes.lerp_(means, pull[:, None])
-            self.hits.copy_(old + new)
+                codes.copy_(torch.where(taken, codes.lerp(means, pull[:, None]), codes))
+            self.hits.copy_(torch.where(taken, old + new, self.hits))
             if config.restart_below:
-                replaced = self.hits < config.restart_below
+                replaced = (self.hits < config.restart_below) & taken
                 self.hits.masked_fill_(replaced, fresh)
                 _replace(codes, candidates, replaced, optimizer, average)
         self.num_updates += 1

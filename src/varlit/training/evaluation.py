@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,23 +22,18 @@ from varlit.generation.rejection_rule import RejectionCost
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.measures import Measures, measure
 from varlit.metrics.networks import FeatureNetwork
-from varlit.metrics.ranks import concatenate_over_ranks, place_among_ranks, sum_over_ranks
+from varlit.metrics.ranks import concatenate_over_ranks, in_all, place_among_ranks
 from varlit.metrics.reconstruction import to_uint8
-from varlit.metrics.references import NUM_ROWS, Reference
+from varlit.metrics.references import Reference
 from varlit.training.evaluation_config import EvaluationConfig
 from varlit.training.evaluation_protocol import protocol_hash, told_cost, versions
 from varlit.training.evaluation_samples import SampleFile
-from varlit.training.evaluation_saved import SavedFeatures
+from varlit.training.evaluation_saved import SavedFeatures, begin_samples
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # 1 kept the features of 10,000 samples for precision, recall and KID
 FOLDER = "evaluation"
 Draw = Callable[[Tensor, list[int]], Tensor]
 """Images (B, 3, H, W) in [-1, 1] of labels (B,) and a seed each."""
-T = TypeVar("T")
-
-
-class OtherProcessError(UserError):
-    """Another process could not go on, and says why."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +108,13 @@ def evaluate(
     Raises:
         UserError: On every process, if an image holds NaN, or on the first for a full disk.
     """
-    started = time.monotonic()
     about = drawing_protocol(subject, config, network)
-    features = ImageFeatures(network, NUM_ROWS, rounding=config.rounding)
+    features = ImageFeatures(network, rounding=config.rounding)
     own = None if folder is None else folder / protocol_hash(about)
-    _in_all(lambda: _gather(subject, config, features, own))
-    drawn_s = time.monotonic() - started
+    drawing_s = in_all(
+        lambda: _gather(subject, config, features, own, _plain_folder(folder, about))
+    )
+    drawn_s = time.monotonic()
     found = tuple(
         measure(features, reference, config.measuring(), subject.device) for reference in references
     )
@@ -131,8 +127,8 @@ def evaluate(
         "remarks": list(dict.fromkeys(r for m in found for r in m.remarks)),
         "batch_size": config.batch_size,
         "num_processes": place_among_ranks()[1],
-        "drawing_s": round(drawn_s, 1),
-        "measuring_s": round(time.monotonic() - started - drawn_s, 1),
+        "drawing_s": round(drawing_s, 1),
+        "measuring_s": round(time.monotonic() - drawn_s, 1),
         **told_cost(subject.cost),
         "versions": versions(subject.device),
     }
@@ -160,51 +156,55 @@ def drawing_protocol(
     }
 
 
+def _plain_folder(folder: Path | None, about: Mapping[str, Any]) -> Path | None:
+    """Where the same evaluation keeps its features if it writes no samples."""
+    if folder is None or not about["with_samples"]:
+        return None
+    return folder / protocol_hash({**about, "with_samples": False})
+
+
 def _gather(
-    subject: Subject, config: EvaluationConfig, features: ImageFeatures, folder: Path | None
-) -> None:
-    """Draw and look at this process's share of what is not yet there."""
+    subject: Subject,
+    config: EvaluationConfig,
+    features: ImageFeatures,
+    folder: Path | None,
+    plain: Path | None = None,
+) -> float:
+    """Draw and look at this process's share of what is not yet there.
+
+    Returns:
+        Seconds of drawing, those of earlier runs included.
+    """
     is_first = place_among_ranks()[0] == 0
     saved, file = None, None
     if folder is not None:
-        left = _in_all(lambda: _look_into(subject, config, folder))
-        saved, file = left.saved, left.file
-        _in_all(lambda: left.begin() if is_first else None)
-        _in_all(lambda: left.saved.load_into(features))
+        saved, file = kept = in_all(lambda: _open_saved(subject, config, folder))
+        in_all(lambda: begin_samples(*kept, plain) if is_first else None)
+        if file is not None and in_all(lambda: kept[1] is not None and kept[1].is_written):
+            file = None  # what is there already under the wanted name needs no more writing
+        in_all(lambda: kept[0].load_into(features))
     elif config.samples:
         raise UserError("samples are written beside what is saved; give a folder")
     done = concatenate_over_ranks(features.ids)
-    _in_all(lambda: _draw(subject, config, features, done, saved, file))
+    started = time.monotonic()
+    in_all(lambda: _draw(subject, config, features, done, saved, file))
+    took_s = time.monotonic() - started if saved is None else saved.drawing_s
     if file is not None:
-        _in_all(lambda: file.finish() if is_first else None)
+        in_all(lambda: file.finish() if is_first else None)
+    return took_s
 
 
-@dataclass(frozen=True)
-class _LeftBehind:
-    """What an earlier run has left in the folder of a protocol, if anything."""
-
-    saved: SavedFeatures
-    file: SampleFile | None  # None where none is wanted, or it is finished
-    is_begun: bool
-
-    def begin(self) -> None:
-        """Begin the file of samples; features of images that are gone are of no use for it."""
-        if self.file is not None and not self.is_begun:
-            if self.saved.clear():
-                print(f"varlit: {self.file.path} is not there any more: drawn anew", flush=True)
-            self.file.begin()
-
-
-def _look_into(subject: Subject, config: EvaluationConfig, folder: Path) -> _LeftBehind:
+def _open_saved(
+    subject: Subject, config: EvaluationConfig, folder: Path
+) -> tuple[SavedFeatures, SampleFile | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
     saved = SavedFeatures(folder, config.save_every_s, subject.cost)
     if not config.samples:
-        return _LeftBehind(saved, None, False)
-    file = SampleFile(folder, Path(config.samples), config.count, subject.image_px)
-    return _LeftBehind(saved, None if file.is_written else file, file.is_begun)
+        return saved, None
+    return saved, SampleFile(folder, Path(config.samples), config.count, subject.image_px)
 
 
 def _draw(
@@ -248,23 +248,3 @@ def missing_batches(
     ranges = list(map(torch.tensor, groups)) or list(torch.arange(count).split(batch_size))
     batches = [ids[is_missing[ids]] for ids in ranges]
     return [ids for ids in batches if len(ids)]
-
-
-def _in_all(work: Callable[[], T]) -> T:
-    """Do something on all processes: where it fails on one, it fails on all, and none waits.
-
-    Raises:
-        OtherProcessError: On the processes where it did not fail.
-    """
-    found: list[T] = []
-    error: Exception | None = None
-    try:
-        found.append(work())
-    except Exception as raised:
-        error = raised
-    num_failed = int(sum_over_ranks(torch.tensor(int(error is not None))))
-    if error is not None:
-        raise error
-    if num_failed:
-        raise OtherProcessError("another process could not go on; see its message")
-    return found[0]

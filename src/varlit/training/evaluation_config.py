@@ -10,6 +10,7 @@ from varlit.generation.sampler import SamplingSettings
 from varlit.metrics.measures import PAPER_NUM_IMAGES, MeasureSettings
 from varlit.metrics.networks import INCEPTION, FeatureNetwork, open_network
 from varlit.metrics.reconstruction import Rounding
+from varlit.metrics.references import NUM_ROWS
 from varlit.models.config import PlainConfig
 
 
@@ -48,6 +49,8 @@ class EvaluationConfig(PlainConfig):
     reference: str = ""
     """Real images: an .npz, a folder (FOLDER:val for one split), or data, data:train, data:val for
     those behind the token cache. Several with commas between; the first one's figures lead."""
+    reference_rows: int = NUM_ROWS
+    """Real images that precision, recall and KID look at; 0 = all. Of samples they look at all."""
     reference_workers: int = 4
     """Processes that read reference images."""
     network: str = INCEPTION
@@ -79,6 +82,10 @@ class EvaluationConfig(PlainConfig):
             )
         if self.samples and not self.samples.endswith(".npz"):
             raise UserError(f"samples wants the name of an .npz file; got {self.samples!r}")
+        if self.reference_rows < 0:
+            raise UserError(
+                f"reference_rows is {self.reference_rows}: expected 0 (all images) or more"
+            )
         self.sampling()
         self.rejection()
 
@@ -127,7 +134,7 @@ class EvaluationConfig(PlainConfig):
 
     def measuring(self) -> MeasureSettings:
         """How the measures are taken."""
-        return MeasureSettings(allow_few=bool(self.quick))
+        return MeasureSettings(neighbour_images=self.reference_rows, allow_few=bool(self.quick))
 
     def open_network(self) -> FeatureNetwork:
         """Open the feature network.

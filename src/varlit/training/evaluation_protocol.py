@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,7 +15,11 @@ import torch
 from varlit.generation.rejection_rule import RejectionCost
 from varlit.metrics.ranks import sum_over_ranks
 
-PACKAGES = ("varlit", "torch", "torch-fidelity", "lightning", "numpy")
+PACKAGES = (
+    *("varlit", "torch", "torch-fidelity", "torchmetrics", "lightning"),
+    *("numpy", "scipy", "Pillow", "torchvision"),
+)
+CLASSIFIERS = "timm"  # told only where it was loaded, for a classifier
 
 
 def protocol_hash(about: Mapping[str, Any]) -> str:
@@ -39,7 +44,7 @@ def told_cost(cost: RejectionCost | None) -> dict[str, Any]:
 def versions(device: torch.device) -> dict[str, str]:
     """Of all that has a say in the figures."""
     told = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *([CLASSIFIERS] * (CLASSIFIERS in sys.modules))):
         try:
             told[package] = version(package)
         except PackageNotFoundError:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from varlit.data.bad_files import BadFiles
 from varlit.data.crops import SquareCrop
-from varlit.data.formats.encoded import EncodedImages, digest
+from varlit.data.formats.encoded import EncodedImages
 from varlit.data.formats.folders import IMAGE_SUFFIXES, ClassFolders
 from varlit.data.formats.splits import is_remote, open_splits
 from varlit.data.image_source import Handling, ImageSource
@@ -27,7 +28,7 @@ from varlit.data.tokens.verification import reopen_images
 from varlit.errors import UserError
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.networks import FeatureNetwork
-from varlit.metrics.ranks import place_among_ranks
+from varlit.metrics.ranks import in_all, place_among_ranks
 from varlit.metrics.references import (
     Reference,
     cached_reference,
@@ -35,6 +36,7 @@ from varlit.metrics.references import (
     read_reference,
 )
 from varlit.training.evaluation_config import EvaluationConfig
+from varlit.training.reference_content import source_content
 
 DATA = "data"
 _MAX_BAD_SHARE = 0.001
@@ -85,27 +87,59 @@ def open_references(
     found = []
     for place in config.references:
         if place.endswith(".npz"):
-            reference = read_reference(place, network, device, config.batch_size)
+            reference = read_reference(
+                place, network, device, config.batch_size, config.reference_rows
+            )
         else:
-            if place.partition(":")[0] == DATA:
-                name, fingerprint, load = _of_cache(place, cache, config)
-            else:
-                name, fingerprint, load = _of_folder(place, image_px, config)
-            reference = cached_reference(name, fingerprint, network, _gatherer(name, load, device))
+            reference = _of_images(place, config, network, image_px, device, cache)
         check_reference(reference, network, image_px, allow_few=bool(config.quick))
         found.append(reference)
     return tuple(found)
 
 
-# A name, a hash of the content, and the batches of this process with how many there are.
-_Loading = tuple[str, str, Callable[[], ResumableLoader]]
+@dataclass(frozen=True)
+class _Images:
+    """Real images, not yet looked at.
+
+    Attributes:
+        name: For people.
+        source: All of them, cut.
+        cut: All that pixels depend on besides the bytes of the images, as plain data.
+        bad: Where files are counted that cannot be read.
+    """
+
+    name: str
+    source: BatchSource
+    cut: dict[str, Any]
+    bad: BadFiles | None
+
+
+def _of_images(
+    place: str,
+    config: EvaluationConfig,
+    network: FeatureNetwork,
+    image_px: int,
+    device: torch.device | str,
+    cache: Path | None,
+) -> Reference:
+    """The reference of images that are cut here, known by their bytes and by the cut."""
+
+    def find() -> _Images:
+        if place.partition(":")[0] == DATA:
+            return _of_cache(place, cache)
+        return _of_folder(place, image_px)
+
+    images = in_all(find)
+    about = {"content": source_content(images.source, images.name), "cut": images.cut}
+    gather = _gatherer(images, config, device)
+    return cached_reference(images.name, _hashed(about), network, gather, config.reference_rows)
 
 
 def _gatherer(
-    name: str, load: Callable[[], ResumableLoader], device: torch.device | str
+    images: _Images, config: EvaluationConfig, device: torch.device | str
 ) -> Callable[[ImageFeatures], None]:
     def gather(features: ImageFeatures) -> None:
-        batches = load()
+        batches, name = _loader(images.source, config, images.bad), images.name
         progress = Progress(f"looking at the reference {name}, in batches", max(1, len(batches)))
         for batch in batches:
             is_whole = batch["id"] >= 0  # a file that cannot be read is marked so
@@ -116,7 +150,7 @@ def _gatherer(
     return gather
 
 
-def _of_cache(place: str, cache: Path | None, config: EvaluationConfig) -> _Loading:
+def _of_cache(place: str, cache: Path | None) -> _Images:
     """The images behind a token cache, cut as its tokenizer saw them."""
     split = place.partition(":")[2] or "val"
     if split not in SPLITS:
@@ -133,12 +167,14 @@ def _of_cache(place: str, cache: Path | None, config: EvaluationConfig) -> _Load
     source = module.encoding_source(split)
     if source is None:
         raise UserError(f"reference {place}: the data have no held-out part; give data:train")
-    about = {"data": module.describe(), "split": split, "kind": type(module).__name__}
+    # Names of files, of both splits, are nothing that pixels depend on.
+    cut = {key: value for key, value in module.describe().items() if key != "files"}
     name = f"{getattr(module, 'root', '') or type(module).__name__} {split}"
-    return name, _hashed(about), lambda: _loader(source, config, module.bad_files(source))
+    about = {"data": cut, "kind": type(module).__name__}
+    return _Images(name, source, about, module.bad_files(source))
 
 
-def _of_folder(place: str, image_px: int, config: EvaluationConfig) -> _Loading:
+def _of_folder(place: str, image_px: int) -> _Images:
     """Images in a folder, or any other format, by ADM's centre crop."""
     root, _, suffix = place.rpartition(":")
     split = suffix if suffix in SPLITS and root else ""
@@ -146,10 +182,9 @@ def _of_folder(place: str, image_px: int, config: EvaluationConfig) -> _Loading:
     images = _images(root, split)
     crop = SquareCrop(image_px, 1.0, False, 0, "adm")
     source = ImageSource(images, crop, Handling(broken="mark", small="upscale"))
-    about = {"images": digest(images), "px": image_px, "crop": "adm", "bytes": _sizes(images)}
     bad = BadFiles(None, len(images), _MAX_BAD_SHARE)
     name = f"{root}{' ' * bool(split)}{split} ({image_px} px, ADM's centre crop)"
-    return name, _hashed(about), lambda: _loader(source, config, bad)
+    return _Images(name, source, {"px": image_px, "crop": "adm"}, bad)
 
 
 def _images(root: str, split: str) -> EncodedImages:
@@ -168,17 +203,6 @@ def _images(root: str, split: str) -> EncodedImages:
     if split and split not in found:
         raise UserError(f"reference {root}:{split}: there is no such part; got {sorted(found)}")
     return found[split or "train"]
-
-
-def _sizes(images: EncodedImages) -> str:
-    """A hash of the files' sizes, which changes where an image is replaced by another."""
-    content = hashlib.sha256()
-    for row in range(len(images)):
-        encoded = images.read(row)
-        if not isinstance(encoded, Path):  # names of shards and rows are all that is known
-            break
-        content.update(encoded.stat().st_size.to_bytes(8, "little"))
-    return content.hexdigest()
 
 
 def _loader(source: BatchSource, config: EvaluationConfig, bad: BadFiles | None) -> ResumableLoader:

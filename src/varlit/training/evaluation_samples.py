@@ -10,15 +10,19 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from varlit.disks import may_be_lost, must_be_written, whole_file
 from varlit.errors import UserError
 
 _RAW, _WRITTEN = "samples.npy", "samples.json"
 _CHUNK_BYTES = 1 << 24
+_REMEDY = "free some space and run the same command again; what was drawn is kept"
 
 
 class SampleFile:
@@ -40,16 +44,30 @@ class SampleFile:
     @property
     def is_written(self) -> bool:
         """Whether the .npz is there already, as this evaluation left it."""
-        try:
-            told = json.loads(self._note.read_text())
-            return bool(told == [str(self.path), self.path.stat().st_size])
-        except (OSError, ValueError):
-            return False
+        return self._is_as_noted and self.noted == self.path
+
+    @property
+    def noted(self) -> Path | None:
+        """Where this evaluation wrote its .npz, be it there or not; None if it never did."""
+        told = self._told()
+        return Path(told[0]) if told else None
 
     @property
     def is_begun(self) -> bool:
         """Whether an earlier run has left images to go on with."""
         return self.raw.is_file()
+
+    def take_over(self) -> bool:
+        """Copy the .npz that this evaluation wrote under another name, if it is as it was.
+
+        Raises:
+            UserError: If there is no right to write, or no space.
+        """
+        source = self.noted
+        if source is None or not self._is_as_noted:
+            return False
+        self._write_whole(lambda temporary: shutil.copyfile(source, temporary))
+        return True
 
     def begin(self) -> None:
         """Make the plain file, with all places empty; the first process does so.
@@ -61,15 +79,13 @@ class SampleFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(f"no right to write in {self.path.parent}")
-            temporary = self.raw.with_name(f".{_RAW}.{os.getpid()}")
-            with temporary.open("wb") as stream:
+            with whole_file(self.raw) as temporary, temporary.open("wb") as stream:
                 _write_header(stream, self._shape)
                 offset = stream.tell()
                 size = offset + self._shape[0] * self._bytes_each
                 if shutil.disk_usage(self.raw.parent).free < 2 * size:
                     raise OSError(f"{2 * size / 1e9:.1f} GB are needed while the file is made")
                 stream.truncate(size)
-            os.replace(temporary, self.raw)
         except OSError as error:
             raise UserError(
                 f"cannot write the samples {self.path} ({error}); free some space, name another "
@@ -79,7 +95,7 @@ class SampleFile:
     def write(self, ids: Tensor, images: Tensor) -> None:
         """Put uint8 images (B, 3, H, W) to the places of their ids (B,)."""
         pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        with self.raw.open("r+b") as stream:
+        with must_be_written(self.raw, _REMEDY), self.raw.open("r+b") as stream:
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
             start = stream.tell()
@@ -90,7 +106,7 @@ class SampleFile:
     def flush(self) -> None:
         """Bring this process's images to the disk, before their features are saved."""
         if self.raw.is_file():
-            with self.raw.open("r+b") as stream:
+            with must_be_written(self.raw, _REMEDY), self.raw.open("r+b") as stream:
                 os.fsync(stream.fileno())
 
     def finish(self) -> None:
@@ -99,15 +115,25 @@ class SampleFile:
         Raises:
             UserError: If there is no space.
         """
+
+        def zip_raw(temporary: Path) -> None:
+            with (
+                zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+                archive.open("arr_0.npy", "w", force_zip64=True) as target,
+                self.raw.open("rb") as source,
+            ):
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+
+        self._write_whole(zip_raw)
+        self.raw.unlink()
+
+    def _write_whole(self, write: Callable[[Path], object]) -> None:
+        """Write the .npz under a temporary name, rename it, and note it."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with (
-                    zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-                    archive.open("arr_0.npy", "w", force_zip64=True) as target,
-                    self.raw.open("rb") as source,
-                ):
-                    shutil.copyfileobj(source, target, _CHUNK_BYTES)
+                write(temporary)
                 os.replace(temporary, self.path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -116,8 +142,30 @@ class SampleFile:
                 f"cannot write the samples {self.path} ({error}); free some space and run the same "
                 "command again"
             ) from error
-        self._note.write_text(json.dumps([str(self.path), self.path.stat().st_size]))
-        self.raw.unlink()
+        # Without the note the next evaluation draws them again.
+        with may_be_lost("notes on samples", self._note), whole_file(self._note) as temporary:
+            temporary.write_text(json.dumps([str(self.path), *_stamp(self.path)]))
+
+    @property
+    def _is_as_noted(self) -> bool:
+        told = self._told()
+        try:
+            return bool(told) and told[1:] == _stamp(Path(told[0]))
+        except OSError:
+            return False
+
+    def _told(self) -> list[Any]:
+        """Path, size and time of the .npz that was written; empty if none was."""
+        try:
+            told = json.loads(self._note.read_text())
+            return told if isinstance(told, list) and isinstance(told[0], str) else []
+        except (OSError, ValueError, LookupError, RecursionError):
+            return []
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _write_header(stream: object, shape: tuple[int, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from varlit.errors import UserError
@@ -229,5 +230,17 @@ def schedule_players(
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Norm over all gradients, without waiting for the device."""
+    return torch.linalg.vector_norm(gradient_norms(parameters))
+
+
+def gradient_norms(parameters: Iterable[Tensor]) -> Tensor:
+    """Norm of each gradient there is (P,), without waiting for the device.
+
+    Their norm is `torch.nn.utils.get_total_norm`, to the bit.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    if not gradients:
+        return torch.zeros(1)
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+    return torch.stack(torch._foreach_norm(gradients))

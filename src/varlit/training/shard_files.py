@@ -5,10 +5,9 @@ place last, so a save that breaks off leaves the one before it whole. All files 
 torch's own distributed checkpoints are not used: to read one is to unpickle it.
 """
 
-import os
+import errno
 from collections.abc import Callable
-from pathlib import Path
-from pickle import UnpicklingError
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from varlit.errors import UserError
+from varlit.training.sealing import flaw, read_seal, write_sealed
 
 SHARDS = "shards"
+SUMS = "shard_sha256"
 Place = tuple[str | int, ...]
 """Keys from the root of a checkpoint down to a tensor."""
 
@@ -42,7 +43,12 @@ def take_shards(tree: Any, place: Place = ()) -> dict[Place, Tensor]:
 
 
 def write_parts(
-    checkpoint: dict[str, Any], path: Path, rank: int, size: int, barrier: Callable[[], object]
+    checkpoint: dict[str, Any],
+    path: Path,
+    rank: int,
+    size: int,
+    barrier: Callable[[], object],
+    write_index: Callable[[dict[str, Any], Path], object] = write_sealed,
 ) -> None:
     """Write a checkpoint in parts; every process must call it.
 
@@ -52,18 +58,33 @@ def write_parts(
         rank: This process.
         size: Number of processes.
         barrier: Waits for all of them.
+        write_index: Writes a file whole or not at all; called in the first process.
     """
     folder = parts_folder(path)
     step = int(checkpoint.get("global_step", 0))
-    names = [f"{step:07d}-{part:05d}-of-{size:05d}.pt" for part in range(size)]
+    names = [f"{folder.name}/{step:07d}-{part:05d}-of-{size:05d}.pt" for part in range(size)]
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(take_shards(checkpoint), folder / names[rank])
+    write_sealed(take_shards(checkpoint), path.parent / names[rank])
     barrier()
     if rank == 0:
-        write_whole({**checkpoint, SHARDS: names}, path)
-        for old in set(folder.iterdir()) - {folder / name for name in names}:
-            old.unlink()
+        # By its parts' sums an index knows them from those of another save of the same step.
+        sums = [_sum_of(path.parent / name) for name in names]
+        write_index({**checkpoint, SHARDS: names, SUMS: sums}, path)
+        remove_unused_parts(path)
     barrier()
+
+
+def remove_unused_parts(path: Path) -> None:
+    """Remove the parts beside a checkpoint that no index names: last-previous shares with last."""
+    used: set[Path] = set()
+    for other in path.parent.glob(f"{path.stem}*{path.suffix}"):
+        try:
+            index = torch.load(other, map_location="cpu", weights_only=True, mmap=True)
+            used.update(part_paths(index, other) if in_parts(index) else [])
+        except Exception:  # no index that anybody can use, in whatever way it is damaged
+            continue
+    for old in set(parts_folder(path).iterdir()) - used:
+        old.unlink()
 
 
 def in_parts(checkpoint: dict[str, Any]) -> bool:
@@ -79,12 +100,19 @@ def open_parts(index: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         UserError: If a file is missing or damaged.
     """
-    parts = [_read_part(parts_folder(path) / name, path) for name in index.pop(SHARDS)]
-    for place in parts[0]:
-        target: Any = index
-        for key in place[:-1]:
-            target = target[key]
-        target[place[-1]] = [part[place] for part in parts]
+    parts = [_read_part(file, path) for file in part_paths(index, path)]
+    del index[SHARDS]
+    index.pop(SUMS, None)
+    try:
+        for place in parts[0]:
+            target: Any = index
+            for key in place[:-1]:
+                target = target[key]
+            target[place[-1]] = [part[place] for part in parts]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the parts of {path} do not fit it ({type(error).__name__}); copy the whole run again"
+        ) from error
     return index
 
 
@@ -107,6 +135,51 @@ def parts_folder(path: Path) -> Path:
     return path.with_suffix(".parts")
 
 
+def part_paths(index: dict[str, Any], path: Path) -> list[Path]:
+    """The files of a checkpoint in parts; indexes of old hold names in their own folder.
+
+    Raises:
+        UserError: If the index names none, or files that are not below the folder of `path`.
+    """
+    names = index[SHARDS]
+    if not isinstance(names, list) or not names or not all(map(_is_below, names)):
+        raise UserError(f"{path} names parts that are none of its own; copy the whole run again")
+    return [path.parent / name if "/" in name else parts_folder(path) / name for name in names]
+
+
+def _is_below(name: Any) -> bool:
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    place = PurePosixPath(name)
+    return bool(place.name) and not place.is_absolute() and ".." not in place.parts
+
+
+def flaw_of_parts(index: dict[str, Any], path: Path) -> str:
+    """Why the parts of a checkpoint cannot be used, in a few words; "" if they can.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    files = part_paths(index, path)
+    sums = index.get(SUMS, [None] * len(files))
+    if not isinstance(sums, list) or len(sums) != len(files):
+        return "it does not hold the sums of its parts"
+    for file, expected in zip(files, sums, strict=True):
+        if not file.is_file():
+            return f"its part {file.name} is missing"
+        reason = flaw(file)
+        if reason:
+            return f"of its part {file.name}: {reason}"
+        if expected is not None and _sum_of(file) != expected:
+            return f"its part {file.name} is of another save"
+    return ""
+
+
+def _sum_of(file: Path) -> str:
+    seal = read_seal(file)
+    return seal.sha256 if seal else ""
+
+
 def _read_part(file: Path, path: Path) -> dict[Place, Tensor]:
     try:
         part: dict[Place, Tensor] = torch.load(
@@ -114,19 +187,11 @@ def _read_part(file: Path, path: Path) -> dict[Place, Tensor]:
         )
     except FileNotFoundError:
         raise UserError(f"{file} is missing, a part of {path}; copy the whole run again") from None
-    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+    except Exception as error:  # in a damaged pickle any instruction may go wrong in any way
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # of the disk; EINVAL is of a place that a damaged file names
         raise UserError(
             f"{file} is damaged ({type(error).__name__}), a part of {path}; copy the run again, or "
             "go on from a numbered snapshot with --ckpt_path"
         ) from error
     return part
-
-
-def write_whole(content: Any, path: Path) -> None:
-    """Write plain data under a temporary name, then rename it into place."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from varlit.disks import must_be_written
 from varlit.errors import UserError
 from varlit.models.initialization import shapes_only
 from varlit.models.var import VAR
@@ -110,7 +111,16 @@ class ShardedStrategy(ModelParallelStrategy):
         """Write a checkpoint, whole or in parts; every process must call it."""
         path = Path(self.broadcast(filepath))
         if self.save_in_parts:
-            write_parts(checkpoint, path, self.global_rank, self.world_size, self.barrier)
+            remedy = "checkpoints saved before are as they were; make room and run it again"
+            with must_be_written(path, remedy):
+                write_parts(
+                    checkpoint,
+                    path,
+                    self.global_rank,
+                    self.world_size,
+                    self.barrier,
+                    self.checkpoint_io.save_checkpoint,
+                )
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, path)
 

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from varlit.errors import UserError
 from varlit.metrics.ranks import sum_over_ranks
+from varlit.training import resuming
+from varlit.training.guard import StepGuard
 
 SEED_STRIDE = 1_000_003
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -27,6 +29,15 @@ class StageModule(LightningModule):
 
     # Keys of hyper_parameters that decide the shapes of weights, by group.
     architecture_keys: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guard = StepGuard()
+        # A step that is replayed draws what it drew then; else drawing is up to the step's place.
+        self.replayed_seeds: list[int] = []
+        # What is counted from one logged step to the next, by name; checkpoints keep it.
+        self.since_log: dict[str, Tensor] = {}
+        self._owed: dict[str, Any] = {}
 
     @property
     def total_steps(self) -> int:
@@ -72,16 +83,29 @@ class StageModule(LightningModule):
 
         torch takes betas and weight decay from a checkpoint along with the state. And its `no_sync`
         in the first pass of a static graph ends in an internal assertion; the gradients are the
-        same without, a mean of means.
+        same without, a mean of means. At last make up for what a resumed run owes.
         """
+        self.prefer_todays_settings()
+        strategy = self.trainer.strategy
+        if isinstance(strategy.model, DistributedDataParallel) and strategy.model.static_graph:
+            strategy.block_backward_sync = nullcontext  # type: ignore[attr-defined]
+        self.prepare_network()
+        owed, self._owed = self._owed, {}
+        if owed:
+            resuming.catch_up(self.trainer, owed)
+
+    def prepare_network(self) -> None:
+        """For stages: what is done to a network whose weights are in place, before any use."""
+
+    def prefer_todays_settings(self) -> None:
+        """Put the settings of the optimizer in place of those that came with a checkpoint."""
         fresh = self.configure_optimizers()
         assert isinstance(fresh, torch.optim.Optimizer)
         groups = self.trainer.optimizers[0].param_groups
         for group, new in zip(groups, fresh.param_groups, strict=True):
-            group.update({name: value for name, value in new.items() if name != "params"})
-        strategy = self.trainer.strategy
-        if isinstance(strategy.model, DistributedDataParallel) and strategy.model.static_graph:
-            strategy.block_backward_sync = nullcontext  # type: ignore[attr-defined]
+            # The rate stays the last step's until the next one sets it, as in a whole run.
+            kept = ("params", "lr")
+            group.update({name: value for name, value in new.items() if name not in kept})
 
     def open_together(self, open_one: Callable[[], T]) -> T:
         """Open something that may be downloaded: rank 0 first, and all processes or none.
@@ -107,12 +131,23 @@ class StageModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this step by (seed, step, rank): a resumed run draws what the whole one drew."""
+        torch.manual_seed(self.draw_seed(batch_idx))
+
+    def draw_seed(self, batch_idx: int) -> int:
+        """Seed of the draws in this part of the running step."""
+        micro_step = batch_idx % self.trainer.accumulate_grad_batches
+        if self.replayed_seeds:
+            return self.replayed_seeds[micro_step]
         # Without `seed_everything` there is none, and the steps are still apart from each other.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        micro_step = batch_idx % self.trainer.accumulate_grad_batches
         place = self.global_step * self.trainer.accumulate_grad_batches + micro_step
         place = place * self.trainer.world_size + self.global_rank
-        torch.manual_seed((seed * SEED_STRIDE + place) % 2**63)
+        return (seed * SEED_STRIDE + place) % 2**63
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning leaves out: counts, and what is owed."""
+        counts = {name: count.detach().cpu() for name, count in self.since_log.items()}
+        checkpoint[resuming.KEY] = {**resuming.note(self.trainer), "since_log": counts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture by the name of the field.
@@ -120,6 +155,14 @@ class StageModule(LightningModule):
         Raises:
             UserError: With both values and the two ways out.
         """
+        self._refuse_others(checkpoint)
+        is_fit = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if is_fit and resuming.KEY in checkpoint:
+            self._owed = checkpoint[resuming.KEY]
+            self.since_log.update(self._owed["since_log"])
+            resuming.let_it_end(self.trainer, self._owed)
+
+    def _refuse_others(self, checkpoint: dict[str, Any]) -> None:
         saved, today = checkpoint.get("hyper_parameters", {}), self.hparams
         for group in self.architecture_keys:
             before, now = _flatten(group, saved.get(group)), _flatten(group, today.get(group))

@@ -88,7 +88,6 @@ class TokenizerModule(StageModule):
         self.measures = TokenizerMeasures(self.config, measures_config, self.loss.perceptual)
         self.next_command, self.test_protocol = "", {}
         self._step_sums = StepSums()
-        self._restarted = torch.zeros((), dtype=torch.int64)
         self._is_resumed = False
 
     @property
@@ -156,8 +155,7 @@ class TokenizerModule(StageModule):
         self._set_schedules()
         output = self._reconstruct(images, batch_idx)
         terms = self.loss.reconstruction_terms(output, images)
-        objective = total = terms.total
-        scalars = reconstruction_scalars(terms)
+        objective, total, scalars = terms.total, terms.total, reconstruction_scalars(terms)
         if self.plays:
             place = (self.network.last_layer, self.progress, self.global_step)
             game = play(self.loss, self.discriminator, output, images, terms, *place)
@@ -165,7 +163,9 @@ class TokenizerModule(StageModule):
         elif self.has_gan:
             # Plain DDP expects every parameter in the graph; a zero is cheaper than a pass.
             objective = total + sum(p.sum() for p in self.discriminator.parameters()) * 0.0
-        self._step_sums.add({"loss/total": total, **scalars}, output.tokens, output.searched)
+        named = {"loss/total": total, **scalars}
+        self.guard.see(terms.total, named)  # without the game, whose start is a planned leap
+        self._step_sums.add(named, output.tokens, output.searched)
         if self.is_log_step and self.ends_step(batch_idx):
             self._log_scalars()
         return objective
@@ -173,7 +173,8 @@ class TokenizerModule(StageModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each network by itself; a resting discriminator has no gradient at all.
 
-        Not Lightning's clipping: it refuses fused optimizers, although bf16 scales nothing.
+        Before that the step is judged, which is one for both. Not Lightning's clipping: it refuses
+        fused optimizers, although bf16 scales nothing.
         """
         players: dict[str, torch.nn.Module] = {"optim": self.network}
         if self.plays:
@@ -181,27 +182,31 @@ class TokenizerModule(StageModule):
         elif self.has_gan:
             # Zeros would let AdamW's decay shrink it and its counter run.
             self.discriminator.zero_grad(set_to_none=True)
+        norms = {group: self.guard.gradient_norm(network) for group, network in players.items()}
+        self.guard.judge(optimizer)
         limit = self.optim_config.grad_clip or float("inf")
         for group, network in players.items():
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
+            torch.nn.utils.clip_grads_with_norm_(network.parameters(), limit, norms[group])
             if self.is_log_step:
-                self.log(f"{group}/grad_norm", norm)
+                self.log(f"{group}/grad_norm", norms[group])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move what follows the weights, before any checkpoint can be written."""
-        playing = self.plays
+        # Lightning counts this step only after this hook.
+        playing, step = self.plays, self.global_step + 1
         super().optimizer_step(*args, **kwargs)
         if playing and self.loss.lecam is not None:
             means = self._step_sums.means()
-            self.loss.lecam.update(means["gan/logits_real"], means["gan/logits_fake"])
-        state = self.trainer.optimizers[0], self.average
-        replaced = self.keeper.update(self.network, *self._step_sums.looked_up(), *state)
-        self._restarted = self._restarted + replaced.sum()
+            with self.guard.keep_if_broken(self.loss.lecam.buffers()):
+                self.loss.lecam.update(means["gan/logits_real"], means["gan/logits_fake"])
+        found, broken = self._step_sums.looked_up(), self.guard.is_broken
+        optimizer = self.trainer.optimizers[0]
+        replaced = self.keeper.update(self.network, *found, optimizer, self.average, broken)
+        self.since_log["restarted"] = replaced.sum() + self.since_log.get("restarted", 0)
         self._step_sums.clear()
         if self.average is not None:
-            # Lightning counts this step only after this hook.
-            place = self.optim_config.ema_decay, self.global_step + 1
-            update_average(self.average, self.network, *place)
+            update_average(self.average, self.network, self.optim_config.ema_decay, step)
+        self.guard.finish(step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure reconstructions of held-out images, rounded to 8 bits, and code usage."""
@@ -225,7 +230,7 @@ class TokenizerModule(StageModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what is known only after the whole set: code usage, rFID."""
-        found = {f"val/{name}": value for name, value in self.measures.end().items()}
+        found = {f"val/{name}": value for name, value in self.measures.end(may_fail=True).items()}
         self.log_at(found, self.global_step)
 
     def on_test_start(self) -> None:
@@ -273,14 +278,12 @@ class TokenizerModule(StageModule):
     def _log_scalars(self) -> None:
         """Log the means over the parts of this step."""
         scalars = self._step_sums.means_over_ranks()
-        groups = self.optimizers().param_groups  # type: ignore[union-attr]
-        rates = {group["player"]: group["lr"] for group in groups}
+        rates = {g["player"]: g["lr"] for g in self.trainer.optimizers[0].param_groups}
         scalars["optim/lr"] = torch.tensor(rates["tokenizer"])
         if self.plays:
             scalars["gan/lr"] = torch.tensor(rates["discriminator"])
         if self.keeper.config.restart_below:
-            scalars["codebook/restarted"] = self._restarted.float()
-            self._restarted = torch.zeros_like(self._restarted)
+            scalars["codebook/restarted"] = self.since_log.pop("restarted", torch.zeros(())).float()
         self.log_at(scalars, self.global_step + 1)
 
     def _measure(self, images: Tensor, batch_idx: int, prefix: str) -> None:

@@ -1,25 +1,27 @@
 """What validation and testing of stage 1 measure on held-out images, and the settings for it."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from torch import Tensor, distributed
 
 from varlit.errors import UserError
 from varlit.losses.perceptual import PerceptualLoss
 from varlit.metrics.codebook import CodebookUsage
-from varlit.metrics.fid import InceptionMetrics
-from varlit.metrics.networks import INCEPTION, open_network
+from varlit.metrics.networks import INCEPTION, FeatureNetwork, open_network
+from varlit.metrics.ranks import OtherProcessError
 from varlit.metrics.reconstruction import psnr, ssim, to_uint8
 from varlit.models.config import PlainConfig, TokenizerConfig
 from varlit.models.vqvae import VQVAE
 from varlit.ops.scales import Scales
+from varlit.training.reconstruction_distance import ReconstructionDistance, told_distance
 
 NUM_WORST = 8
-Opener = Callable[[Callable[[], InceptionMetrics]], InceptionMetrics]
+Opener = Callable[[Callable[[], FeatureNetwork]], FeatureNetwork]
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,11 @@ class TokenizerMeasures:
         self.scales = Scales(tokenizer.scales)
         self.usage = CodebookUsage(self.scales, tokenizer.codebook_size)
         # A hook for tests, which have no Inception.
-        self.open_metrics: Callable[[], InceptionMetrics] = self._open_network
-        self.rfid: InceptionMetrics | None = None
+        self.open_network: Callable[[], FeatureNetwork] = self._open_network
+        self.rfid: ReconstructionDistance | None = None
         self.was_asked_for_rfid = False
+        self._is_rfid_told = False
         self.worst: WorstImages | None = None
-        self._has_reference = False
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class TokenizerMeasures:
         self.worst = None
         self.usage = CodebookUsage(self.scales, self.usage.codebook_size)
         if self.rfid is not None:
-            self.rfid.reset()
+            self.rfid.begin()
 
     def open_rfid(self, together: Opener) -> None:
         """Open Inception on all processes, or say what is missing and go on without.
@@ -115,26 +117,48 @@ class TokenizerMeasures:
         """
         self.was_asked_for_rfid = True
         try:
-            self.use_rfid(together(self.open_metrics))
+            self.use_rfid(together(self.open_network))
         except UserError as error:
             self.use_rfid(None)
             rank_zero_info(f"rFID is not measured: {error}")
 
-    def use_rfid(self, rfid: InceptionMetrics | None) -> None:
-        """Measure rFID by this from now on, or not at all."""
-        self.rfid, self._has_reference = rfid, False
+    def use_rfid(self, network: FeatureNetwork | None) -> None:
+        """Measure rFID by this network from now on, or not at all."""
+        self.rfid = None if network is None else ReconstructionDistance(network)
+        self._is_rfid_told = False
 
-    def end(self) -> dict[str, float]:
-        """What is known only after the whole set; every process must call it."""
+    def end(self, may_fail: bool = False) -> dict[str, float]:
+        """What is known only after the whole set; every process must call it.
+
+        Args:
+            may_fail: Whether rFID is left out with a warning where it cannot be measured: a
+                training of days must not end for a number beside it.
+
+        Raises:
+            Exception: Whatever kept rFID from being measured, if it may not fail.
+        """
         report = self.usage.compute()
         found = {"code_usage": report.usage, "code_perplexity": report.perplexity}
-        if self.rfid is not None:
-            # The held-out images are the same in every pass; half the work is done once.
-            self._has_reference = True
-            told = self.rfid.compute().to_dict()
-            names = [name for name in told if name.startswith(("fid", "frechet"))]
-            found |= {f"r{name}": float(told[name]) for name in names}
-        return found
+        try:
+            return found | self._end_rfid()
+        except Exception as error:
+            # Where the processes do not hear each other any more, no training goes on.
+            if not may_fail or isinstance(error, distributed.DistBackendError):
+                raise
+            if not isinstance(error, OtherProcessError):
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                warnings.warn(f"no rFID this time ({reason}); training goes on", stacklevel=2)
+            return found
+
+    def _end_rfid(self) -> dict[str, float]:
+        if self.rfid is None:
+            return {}
+        distance = self.rfid.compute()
+        if not self._is_rfid_told:
+            self._is_rfid_told = True
+            rank_zero_info(told_distance(distance))
+        # One name whatever the number of images: runs and their best are compared by it.
+        return {f"r{distance.key('frechet').removeprefix('quick_')}": distance.frechet}
 
     @torch.no_grad()
     def measure(
@@ -153,9 +177,7 @@ class TokenizerMeasures:
         reconstruction = network.decode(tokens)
         self.usage.update(tokens)
         if self.rfid is not None:
-            if not self._has_reference:
-                self.rfid.update_reference(images)
-            self.rfid.update(reconstruction)
+            self.rfid.update(images, reconstruction)
         decibels = psnr(images, reconstruction)
         scalars = {
             "psnr": decibels.mean(),
@@ -176,11 +198,10 @@ class TokenizerMeasures:
                 scalars[f"psnr_by_scale/{name}"] = psnr(images, prefix).mean()
         return scalars
 
-    def _open_network(self) -> InceptionMetrics:
+    def _open_network(self) -> FeatureNetwork:
         config = self.config
         file = config.weights or config.inception or None
-        network = open_network(config.network, file, config.trust_torchscript)
-        return InceptionMetrics(network=network)
+        return open_network(config.network, file, config.trust_torchscript)
 
 
 def _rounded(images: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from varlit.training.ema import averaged_copy, update_average
 from varlit.training.evaluation_config import EvaluationConfig
 from varlit.training.lora import LoRAConfig, add_lora
 from varlit.training.muon import build_optimizer
-from varlit.training.optim import OptimConfig, gradient_norm, set_schedule
+from varlit.training.optim import OptimConfig, set_schedule
 from varlit.training.sharding import whole
-from varlit.training.var_evaluation import VARTest, published_beside
+from varlit.training.var_evaluation import VARTest, published_beside, titles_of
 from varlit.training.var_scalars import ClippingCount, UpdateRatio, loss_scalars
 from varlit.training.var_speed import SpeedConfig, speed_up
 from varlit.training.var_weights import VARWeights
@@ -89,10 +89,11 @@ class VARModule(VARWeights):
         self.average = averaged_copy(self.network) if self.optim_config.ema_decay else None
         # In a list as well: a whole copy of sharded weights, while somebody looks at them.
         self._whole: list[VAR] = []
-        self._clipping = ClippingCount()
+        self._clipping = ClippingCount(self.since_log)
         self._update = UpdateRatio(self._middle_weight)
         self.next_command, self.test_protocol = "", {}
         self.published: dict[str, dict[str, float]] = {}
+        self.titles: dict[str, str] = {}
         self._test: VARTest | None = None
 
     def setup(self, stage: str) -> None:
@@ -134,26 +135,25 @@ class VARModule(VARWeights):
         """AdamW with the official groups, or what `optim.optimizer` names."""
         return build_optimizer(self.network, self.optim_config)
 
-    def on_train_start(self) -> None:
-        """As `StageModule`; then choose how to attend, compile and checkpoint."""
-        super().on_train_start()
+    def prepare_network(self) -> None:
+        """Choose how to attend, compile and checkpoint."""
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         speed_up(self.network, self.speed, self, max(1, self.global_batch_size // shares))
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the norm as `optim.grad_clip` says, and log it on log steps."""
-        parameters = list(self.network.parameters())
+        """Clip the norm as `optim.grad_clip` says, log it on log steps, have the step judged."""
         clip = self.optim_config.grad_clip
-        if not self.is_log_step and not clip:
+        if not (self.is_log_step or clip or self.guard.is_on):
             return
-        norm = whole(gradient_norm(parameters))
+        norm = self.guard.gradient_norm(self.network)
+        self.guard.judge(optimizer)
         if clip:
             self._clipping.add(norm, clip)
         if self.is_log_step:
             self.log("optim/grad_norm", norm)
             self.log("optim/clipped_share", self._clipping.read())
         if clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), clip, norm)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy of all tokens given all coarser scales."""
@@ -161,6 +161,8 @@ class VARModule(VARWeights):
         args = (self.global_step, self.total_steps, self.global_batch_size)
         set_schedule(optimizer, self.optim_config, *args)  # type: ignore[arg-type]
         terms = self._terms(batch, self.network, with_details=self.is_log_step)
+        named = {"loss/mean": terms.loss, "scale_loss": terms.loss_by_scale}
+        self.guard.see(terms.loss, named)
         if self.is_log_step:
             group = optimizer.param_groups[0]  # type: ignore[union-attr]
             rates = {"optim/lr": group["lr"], "optim/weight_decay": group["weight_decay"]}
@@ -179,6 +181,7 @@ class VARModule(VARWeights):
         if self.average is not None:
             decay = self.optim_config.ema_decay
             update_average(self.average, self.network, decay, self.global_step + 1)
+        self.guard.finish(self.global_step + 1)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out pyramids; labels are never dropped here."""
@@ -191,7 +194,9 @@ class VARModule(VARWeights):
         self._test = VARTest.open(self, self.evaluation)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Loss and accuracy on held-out pyramids."""
+        """Loss and accuracy on held-out pyramids, where there are any."""
+        if not batch:
+            return
         scalars = self._held_out_scalars(batch)
         chosen = {f"test/{name}": scalars[name] for name in ("loss/mean", "accuracy/mean")}
         self.log_dict(chosen, sync_dist=True, batch_size=len(batch["tokens"]))
@@ -201,7 +206,7 @@ class VARModule(VARWeights):
         assert self._test is not None
         found = self._test.run(self, Path(self.trainer.default_root_dir))
         self.test_protocol = found.protocol
-        self.published = published_beside(self, found)
+        self.published, self.titles = published_beside(self, found), titles_of(found)
         self.log_dict(found.to_dict())
 
     def _middle_weight(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
+from varlit.generation.compiled import FastSampler, open_sampler
 from varlit.generation.rejection import Draw, Rejection, class_groups
 from varlit.generation.rejection_request import free_classes
 from varlit.generation.rejection_rule import RejectionCost
@@ -22,10 +23,13 @@ from varlit.metrics.references import Reference
 from varlit.models.files import tokenizer_hash
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
+from varlit.training.comparability import why_not_comparable
 from varlit.training.evaluation import FOLDER, Evaluation, Subject, evaluate
 from varlit.training.evaluation_config import EvaluationConfig
 from varlit.training.evaluation_references import check_given, open_references
 from varlit.training.var_weights import VARWeights
+
+EAGER = "eager"
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,28 @@ class VARTest:
         folder = None if run_dir is None else run_dir / FOLDER
         size = self.config.batch_size
         with module.gathered(everywhere=True):
-            subject = self._subject(module)
+            sampler = self._sampler(module)
+            subject = self._subject(module, sampler)
             try:
-                return evaluate(subject, self.config, self.network, self.references, folder)
+                found = evaluate(subject, self.config, self.network, self.references, folder)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"out of GPU memory at evaluation.batch_size {size}; take {max(1, size // 2)}"
                 ) from error
+            return with_drawing(found, sampler)
 
-    def _subject(self, module: VARWeights) -> Subject:
-        """The module's averaged weights, drawing in the precision of its trainer."""
-        sampler = Sampler(module.averaged.eval().to(module.device), module.tokenizer)
+    def _sampler(self, module: VARWeights) -> Sampler:
+        """The module's averaged weights on its device.
+
+        Amid a training nothing is recorded: a recording holds a copy of the weights, for which
+        the training may have left no memory.
+        """
+        var = module.averaged.eval().to(module.device)
+        may_record = None if module.trainer.testing else False
+        return open_sampler(var, module.tokenizer, may_record, num_images=self.config.count)
+
+    def _subject(self, module: VARWeights, sampler: Sampler) -> Subject:
+        """Drawing in the precision of the module's trainer."""
         context = module.trainer.strategy.precision_plugin.forward_context
         precision = str(module.trainer.precision)
         return subject_of(sampler, self.config, precision, context, self.rejection)
@@ -158,7 +173,7 @@ def subject_of(
         UserError: If a weight is not finite, or the tokenizer does not fit.
     """
     check_fits(sampler.tokenizer, sampler.var)
-    settings = config.sampling()
+    settings, way = config.sampling(), way_of(sampler)
 
     @torch.no_grad()
     def draw(labels: Tensor, seeds: list[int]) -> Drawn:
@@ -172,8 +187,40 @@ def subject_of(
         weights=weights or weight_hashes(sampler.var, sampler.tokenizer),
         precision=precision,
         device=sampler.var.device,
+        # Another way of computing rounds otherwise, so it is another set; eager is what always was.
+        more={} if way == EAGER else {"drawn": way},
     )
     return plain if rejection is None else choosing(plain, draw, rejection, config)
+
+
+def way_of(sampler: Sampler) -> str:
+    """How a sampler draws, in a word: `eager`, `recorded` or `compiled`."""
+    if not isinstance(sampler, FastSampler):
+        return EAGER
+    return "recorded" if sampler.compile_mode == "none" else "compiled"
+
+
+def with_drawing(found: Evaluation, sampler: Sampler) -> Evaluation:
+    """The evaluation with how its images were drawn, which is no part of its name.
+
+    Args:
+        found: Of a subject that drew with `sampler`.
+        sampler: It knows by now whether it had to do without a recording.
+    """
+    told = way_of(sampler)
+    if isinstance(sampler, FastSampler) and sampler.told:
+        told += f", some or all batches {EAGER}"
+    return replace(found, protocol={**found.protocol, "drawn": told})
+
+
+def titles_of(found: Evaluation) -> dict[str, str]:
+    """What people read for each figure of `Evaluation.to_dict`, the distance first."""
+    titles: dict[str, str] = {}
+    for i, measures in enumerate(found.measures):
+        beside = f" against {measures.protocol['reference']}" if i else ""
+        pairs = zip(measures.to_dict(), measures.table(), strict=True)
+        titles |= {f"{key}{beside}": f"{title}{beside}" for key, title in pairs}
+    return titles
 
 
 def choosing(
@@ -226,10 +273,10 @@ def published_beside(module: VARWeights, found: Evaluation) -> dict[str, dict[st
 def published_of(
     depth: int, width: int, image_px: int, num_classes: int, found: Evaluation
 ) -> dict[str, dict[str, float]]:
-    """Published figures of a model of this shape, by source; none beside a quick look."""
-    leading = found.measures[0]
-    is_comparable = not leading.is_quick and leading.protocol["features"] == "inception"
-    name = model_name(depth, width, image_px, num_classes) if is_comparable else ""
+    """Published figures of a model of this shape, by source; none where they do not compare."""
+    if why_not_comparable(found.protocol):
+        return {}
+    name = model_name(depth, width, image_px, num_classes)
     # Chosen images compare with chosen ones alone.
     is_chosen = found.protocol.get("sampling", {}).get("keep", 1.0) < 1.0
     return published_figures(f"{name}-re" if is_chosen else name)

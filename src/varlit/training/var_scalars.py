@@ -26,23 +26,24 @@ class ClippingCount:
     """Share of the steps since it was last read whose gradient was clipped.
 
     Counts on the device: nothing waits for it before it is read.
+
+    Args:
+        counts: Where the counts are kept, as `clipped` and `clippable`.
     """
 
-    def __init__(self) -> None:
-        self._clipped: Tensor | None = None
-        self._num_steps = 0
+    def __init__(self, counts: dict[str, Tensor]) -> None:
+        self._counts = counts
 
     def add(self, norm: Tensor, limit: float) -> None:
         """Count a step whose gradient had this norm."""
         above = (norm > limit).float()
-        self._clipped = above if self._clipped is None else self._clipped + above
-        self._num_steps += 1
+        self._counts["clipped"] = above + self._counts.get("clipped", 0)
+        self._counts["clippable"] = torch.ones(()) + self._counts.get("clippable", 0)
 
     def read(self) -> Tensor:
         """Return the share and begin anew."""
-        share = torch.zeros(()) if self._clipped is None else self._clipped / self._num_steps
-        self._clipped, self._num_steps = None, 0
-        return share
+        clipped = self._counts.pop("clipped", torch.zeros(()))
+        return clipped / self._counts.pop("clippable", torch.ones(()))
 
 
 class UpdateRatio:

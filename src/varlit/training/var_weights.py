@@ -179,6 +179,8 @@ class VARWeights(StageModule):
         known: KnownTokens | None = None,
     ) -> Drawn:
         seeds = ImageSeeds(range(seed, seed + len(labels)))
+        # Plain, and under autocast: the weights are others each time, so neither a copy in half
+        # precision nor a CUDA graph would be used twice.
         sampler = Sampler(self.averaged.eval(), self.tokenizer)
         with self.trainer.strategy.precision_plugin.forward_context():
             return sampler.draw(labels, settings, seeds, with_frames, known)

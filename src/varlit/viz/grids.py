@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from varlit.disks import whole_file
 from varlit.errors import UserError
 from varlit.viz.style import (
     GAP_PX,
@@ -51,10 +51,8 @@ def upscale(picture: np.ndarray, factor: int) -> np.ndarray:
 def save_png(picture: np.ndarray, path: Path | str) -> Path:
     """Write an array (H, W, 3) as PNG; folders are made, the file appears all at once."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(picture).save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        Image.fromarray(picture).save(unfinished, format="PNG")
     return path
 
 

@@ -7,7 +7,6 @@ a fixed pattern, so what does not change between frames stays as it is.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from varlit.disks import whole_file
 from varlit.errors import UserError
 from varlit.viz.grids import tile_grid, to_uint8
 from varlit.viz.pyramids import plain_name
@@ -145,20 +145,18 @@ def save_gif(pictures: Sequence[np.ndarray], path: Path | str) -> Path:
     sizes = {picture.shape for picture in pictures}
     if len(sizes) != 1:
         raise UserError(f"a GIF takes pictures of one size, at least one; got {len(sizes)} sizes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     first, *rest = with_one_palette(pictures)
-    first.save(
-        unfinished,
-        format="GIF",
-        save_all=True,
-        append_images=rest,
-        duration=[FRAME_MS] * len(rest) + [LAST_FRAME_MS],
-        loop=0,
-        disposal=1,
-        optimize=False,
-    )
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        first.save(
+            unfinished,
+            format="GIF",
+            save_all=True,
+            append_images=rest,
+            duration=[FRAME_MS] * len(rest) + [LAST_FRAME_MS],
+            loop=0,
+            disposal=1,
+            optimize=False,
+        )
     return path
 
 

@@ -16,6 +16,7 @@ from varlit.viz.style import (
     LABEL_PX,
     MARGIN_PX,
     MUTED,
+    PAPER,
     REACH,
     SERIES,
     WARNING,
@@ -26,6 +27,7 @@ from varlit.viz.style import (
 )
 
 COLLAPSED_SHARE = 0.05  # of what a scale can attain: below this its bar is drawn in warning colour
+FOOT_PX = 46  # under a line chart: the numbers of its axis, and below them its label
 SMOOTHING = 4  # lines are drawn this many times larger, then averaged down
 
 
@@ -87,6 +89,7 @@ def lines(
     title: str = "",
     caption: str = "",
     x_label: str = "step",
+    marks: Mapping[str, Sequence[str]] | None = None,
     width_px: int = 640,
     height_px: int = 300,
     margin_px: int = MARGIN_PX,
@@ -94,10 +97,13 @@ def lines(
     """A line chart of few series, each labelled at its end; values not finite are left out.
 
     Args:
-        series: Name to (x values, y values); at most five are told apart by colour.
+        series: Name to (x values, y values); five are told apart by colour, the next ones by the
+            shape of their points as well.
         title: Heading of the sheet.
         caption: Grey sentence under the heading.
-        x_label: What the horizontal axis counts.
+        x_label: What the horizontal axis counts, written under its numbers.
+        marks: What to write at each point of a series, as many as it has points; such a series
+            has a dot at each point, the others at their end.
         width_px: Width of the chart without margins.
         height_px: Height of the chart without margins.
         margin_px: Margin around the sheet.
@@ -105,37 +111,66 @@ def lines(
     Returns:
         Picture (H, W, 3) uint8.
     """
-    points = {name: finite(*values) for name, values in series.items()}
-    points = {name: pairs for name, pairs in points.items() if pairs}
+    points = {name: pairs for name, values in series.items() if (pairs := finite(*values))}
     xs = [x for pairs in points.values() for x, _ in pairs]
     ys = [y for pairs in points.values() for _, y in pairs]
     y_ticks, x_ticks = round_ticks(ys), round_ticks(xs)
     left = max(text_width(f"{tick:g}", LABEL_PX) for tick in y_ticks) + 12
-    right = max((text_width(name, LABEL_PX) for name in points), default=0) + 14
-    box = (left, 8, width_px - right, height_px - 28)
-    x_span = (min(xs, default=0.0), max(xs, default=1.0))
-    y_span = (y_ticks[0], y_ticks[-1])
+    right = max((text_width(name, LABEL_PX) for name in points), default=0) + 24
+    # Names at the ends may spread downwards; a row of them must not reach the label of the axis.
+    rows = (len(points) + 1) * (LABEL_PX + 3)
+    height_px = max(height_px, rows + FOOT_PX + 8)
+    box = (left, 8, width_px - right, height_px - FOOT_PX)
+    spans = (min(xs, default=0.0), max(xs, default=1.0)), (y_ticks[0], y_ticks[-1])
     sheet = blank(height_px, width_px)
+    _draw_axes(sheet, box, spans, x_ticks, y_ticks, x_label)
+    paths = {
+        name: [
+            (place(x, spans[0], box[0], box[2]), place(y, spans[1], box[3], box[1]))
+            for x, y in pairs
+        ]
+        for name, pairs in points.items()
+    }
+    told = marks or {}
+    ends = fitted(spread([path[-1][1] for path in paths.values()], LABEL_PX + 3), box[3])
+    keys = [(box[2] + 12.0, end) for end in ends]
+    sheet = draw_smooth(sheet, list(paths.values()), [name in told for name in paths], keys)
+    for i, (name, y_end) in enumerate(zip(paths, ends, strict=True)):
+        colour = SERIES[i % len(SERIES)]
+        write(sheet, (box[2] + 22, round(y_end)), name, colour=colour, anchor="lm")
+        kept = [i for i, y in enumerate(series[name][1]) if math.isfinite(y)]
+        for place_in_series, (x, y) in zip(kept, paths[name] if name in told else [], strict=False):
+            text = told[name][place_in_series]
+            above = (round(x), max(LABEL_PX, round(y) - 6))
+            write(sheet, above, text, LABEL_PX - 2, colour, "ms")
+    return with_heading(np.asarray(sheet), title, caption, margin_px)
+
+
+def _draw_axes(
+    sheet: Image.Image,
+    box: tuple[int, int, int, int],
+    spans: tuple[tuple[float, float], tuple[float, float]],
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_label: str,
+) -> None:
+    """Lines and numbers of both axes, and the name of the horizontal one under its numbers."""
     pen = ImageDraw.Draw(sheet)
     for tick in y_ticks:
-        y = round(place(tick, y_span, box[3], box[1]))
+        y = round(place(tick, spans[1], box[3], box[1]))
         pen.line((box[0], y, box[2], y), fill=HAIRLINE)
-        write(sheet, (left - 12, y), f"{tick:g}", colour=MUTED, anchor="rm")
+        write(sheet, (box[0] - 12, y), f"{tick:g}", colour=MUTED, anchor="rm")
     for tick in x_ticks:
-        if x_span[0] <= tick <= x_span[1]:
-            x = round(place(tick, x_span, box[0], box[2]))
+        if spans[0][0] <= tick <= spans[0][1]:
+            x = round(place(tick, spans[0], box[0], box[2]))
             write(sheet, (x, box[3] + 8), f"{tick:,g}", colour=MUTED, anchor="ma")
-    write(sheet, (width_px, box[3] + 8), x_label, colour=MUTED, anchor="ra")
-    paths = [
-        [(place(x, x_span, box[0], box[2]), place(y, y_span, box[3], box[1])) for x, y in pairs]
-        for pairs in points.values()
-    ]
-    sheet = draw_smooth(sheet, paths)
-    ends = spread([path[-1][1] for path in paths], LABEL_PX + 3)
-    for i, (name, y_end) in enumerate(zip(points, ends, strict=True)):
-        colour = SERIES[i % len(SERIES)]
-        write(sheet, (box[2] + 10, round(y_end)), name, colour=colour, anchor="lm")
-    return with_heading(np.asarray(sheet), title, caption, margin_px)
+    write(sheet, (box[2], box[3] + 10 + LABEL_PX), x_label, colour=MUTED, anchor="ra")
+
+
+def fitted(heights: Sequence[float], lowest: float) -> list[float]:
+    """Labels that were spread beyond the lowest place, all moved up by as much."""
+    surplus = max(0.0, max(heights, default=0.0) - lowest)
+    return [height - surplus for height in heights]
 
 
 def finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
@@ -143,8 +178,20 @@ def finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]
     return [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
 
 
-def draw_smooth(sheet: Image.Image, paths: Sequence[Sequence[tuple[float, float]]]) -> Image.Image:
-    """Draw anti-aliased polylines in the colours of SERIES on a copy of the sheet."""
+def draw_smooth(
+    sheet: Image.Image,
+    paths: Sequence[Sequence[tuple[float, float]]],
+    has_dots: Sequence[bool] = (),
+    keys: Sequence[tuple[float, float]] = (),
+) -> Image.Image:
+    """Draw anti-aliased polylines in the colours of SERIES on a copy of the sheet.
+
+    Args:
+        sheet: Left as it is.
+        paths: Corners in pixels.
+        has_dots: Which have a dot at every corner; the others have one at their end.
+        keys: Where the dot of each series is drawn once more, before its name.
+    """
     large = sheet.resize((sheet.width * SMOOTHING, sheet.height * SMOOTHING), Image.Resampling.BOX)
     pen = ImageDraw.Draw(large)
     for i, path in enumerate(paths):
@@ -152,10 +199,25 @@ def draw_smooth(sheet: Image.Image, paths: Sequence[Sequence[tuple[float, float]
         colour = SERIES[i % len(SERIES)]
         if len(scaled) > 1:
             pen.line(scaled, fill=colour, width=2 * SMOOTHING, joint="curve")
-        for x, y in scaled[-1:]:
-            dot = 3 * SMOOTHING
-            pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=colour)
+        first = 0 if i < len(has_dots) and has_dots[i] else -1
+        scaled_key = [(x * SMOOTHING, y * SMOOTHING) for x, y in keys[i : i + 1]]
+        for at in scaled[first:] + scaled_key:
+            _draw_dot(pen, at, i // len(SERIES), colour)
     return large.resize(sheet.size, Image.Resampling.BOX)
+
+
+def _draw_dot(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], shape: int, colour: tuple[int, int, int]
+) -> None:
+    """A disc; for later series a square, a triangle or a ring, so that colours may come again."""
+    (x, y), r = at, (3 + bool(shape)) * SMOOTHING
+    box = (x - r, y - r, x + r, y + r)
+    if shape % 4 == 1:
+        pen.rectangle(box, fill=colour)
+    elif shape % 4 == 2:
+        pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=colour)
+    else:
+        pen.ellipse(box, fill=PAPER if shape % 4 else colour, outline=colour, width=SMOOTHING)
 
 
 def place(value: float, span: tuple[float, float], start: float, end: float) -> float:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from varlit.arrays import read_arrays
 from varlit.data.formats.chunk_files import Layout, locate_items
 from varlit.data.progress import Progress
 from varlit.data.whole_files import read_json, write_bytes
@@ -69,11 +69,11 @@ def read_layout(folder: Path, config: dict[str, Any]) -> Layout:
                 f"the chunks in '{folder}' have {setting} {config[setting]}: expected none, which "
                 f"gains nothing with images. Please {REMEDY} and without {setting}."
             )
-    kinds = [str(kind).split(":")[0] for kind in config.get("data_format") or ()]
     try:
+        kinds = [str(kind).split(":")[0] for kind in config.get("data_format") or ()]
         keys = _keys(config.get("data_spec"))
-    except (ValueError, KeyError, TypeError):
-        keys = []
+    except (ValueError, LookupError, TypeError, RecursionError):
+        keys, kinds = [], []
     if (
         config.get("item_loader") not in (None, "PyTreeLoader")
         or not kinds
@@ -185,7 +185,7 @@ def _locate_all(
             raise UserError(
                 f"the chunk '{file}' needs the package `pyarrow`: pip install 'varlit[formats]'."
             ) from error
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:
             raise UserError(
                 f"the chunk '{file}' is missing or damaged ({error}): copy it again, or {REMEDY}."
             ) from error
@@ -207,7 +207,7 @@ def _cache_file(folder: Path, content: dict[str, Any], files: Sequence[Path]) ->
         return None
     try:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except OSError:
+    except (OSError, ValueError):
         return None  # which chunk is missing is said when it is read
     key = json.dumps([VERSION, os.path.realpath(folder), content, stats], sort_keys=True)
     return home / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
@@ -215,9 +215,8 @@ def _cache_file(folder: Path, content: dict[str, Any], files: Sequence[Path]) ->
 
 def _recall(file: Path, count: int) -> np.ndarray | None:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            places = stored["places"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        places = read_arrays(file, "places")["places"]
+    except (OSError, ValueError, KeyError):
         return None
     return places if places.shape == (3, count) and places.dtype == np.int64 else None
 

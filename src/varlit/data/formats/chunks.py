@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from varlit.data.decoding import max_pixels
 from varlit.data.formats.chunk_index import (
     INDEX_FILE,
     NUM_THREADS,
@@ -30,7 +31,7 @@ from varlit.data.formats.chunk_index import (
     read_layout,
     read_places,
 )
-from varlit.data.formats.class_list import read_class_list
+from varlit.data.formats.class_list import numbered_classes, read_class_list
 from varlit.data.formats.encoded import Encoded, EncodedImages
 from varlit.data.progress import Progress
 from varlit.data.whole_files import read_json
@@ -183,7 +184,7 @@ def _class_names(folder: Path, num_labels: int) -> tuple[str, ...]:
     for place in (folder, folder.parent):
         if (place / CLASSES_FILE).is_file():
             return read_class_list(place / CLASSES_FILE)
-    return tuple(str(label) for label in range(num_labels))
+    return numbered_classes(num_labels, f"the chunks in '{folder}'", CLASSES_FILE)
 
 
 def _pixels(content: bytes, kind: str) -> Image.Image:
@@ -197,6 +198,7 @@ def _pixels(content: bytes, kind: str) -> Image.Image:
         if kind == "pil":
             width, height, length = np.frombuffer(content, word, 3).tolist()
             mode = content[12 : 12 + length].decode("ascii")
+            _check_claim(width, height, mode, len(content))
             return Image.frombytes(mode, (width, height), content[12 + length :])
         num_sides = int(np.frombuffer(content, word, 2)[1])
         shape = np.frombuffer(content, word, num_sides, 8).tolist()
@@ -207,6 +209,13 @@ def _pixels(content: bytes, kind: str) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if gray else pixels))
     except (ValueError, TypeError, KeyError) as error:
         raise OSError(f"its pixels cannot be read ({error}); expected 8-bit ones") from error
+
+
+def _check_claim(width: int, height: int, mode: str, num_bytes: int) -> None:
+    """Refuse sides that the bytes do not fill, before Pillow makes room for them."""
+    row_bytes = (width + 7) // 8 if mode == "1" else width * Image.getmodebands(mode)
+    if row_bytes * height > num_bytes or width * height > max_pixels():
+        raise ValueError(f"{width}x{height} px in {num_bytes:,} bytes")
 
 
 def _local(root: str) -> Path:

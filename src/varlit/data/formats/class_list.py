@@ -6,6 +6,8 @@ from pathlib import Path
 
 from varlit.errors import UserError
 
+MAX_NUMBERED_CLASSES = 100_000
+
 
 def read_class_list(path: Path) -> tuple[str, ...]:
     """Read one class name a line, the first being that of label 0.
@@ -24,3 +26,22 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     if not names or not all(names):
         raise UserError(f"'{path}' has an empty line or no line: expected one class name a line.")
     return names
+
+
+def numbered_classes(count: int, place: str, file: str) -> tuple[str, ...]:
+    """Name classes that have no names by their numbers.
+
+    Args:
+        count: How many labels say that there are.
+        place: What holds the labels, as the message says it.
+        file: Where names would be found.
+
+    Raises:
+        UserError: If so many can only be a mistake.
+    """
+    if count > MAX_NUMBERED_CLASSES:
+        raise UserError(
+            f"{place} have the label {count - 1}: expected labels from 0 on; above "
+            f"{MAX_NUMBERED_CLASSES:,} classes want names in {file}."
+        )
+    return tuple(map(str, range(count)))

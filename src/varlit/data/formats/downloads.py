@@ -21,6 +21,7 @@ from PIL import Image
 from varlit.data.formats.cifar_batches import read_batch
 from varlit.data.formats.encoded import EncodedImages
 from varlit.data.formats.folders import ClassFolders, open_folders
+from varlit.data.formats.unpacking import unpack_tar
 from varlit.errors import UserError
 
 ROOT_VARIABLE = "VARLIT_DATA"
@@ -225,11 +226,9 @@ def _download(download: Download, root: Path) -> None:
 
 def _unpack(archive: Path, root: Path, folder: str) -> None:
     """Unpack beside, then rename: a broken-off start leaves nothing that looks complete."""
-    from torchvision.datasets.utils import extract_archive
-
     beside = root / f".{uuid.uuid4().hex}"
     try:
-        extract_archive(str(archive), str(beside))
+        unpack_tar(archive, beside)
         os.replace(beside / folder, root / folder)
     except (OSError, EOFError, ValueError) as error:
         raise UserError(

@@ -11,9 +11,7 @@ import contextlib
 import hashlib
 import io
 import os
-import struct
 import time
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from varlit.arrays import read_arrays
 from varlit.data.progress import Progress
 from varlit.data.whole_files import write_bytes
 from varlit.errors import UserError
@@ -34,11 +33,6 @@ MOST_PADDING = 4  # times what the names themselves take
 NUM_THREADS = 16  # for network file systems; the interpreter's lock makes them one on a disk
 COARSEST_CLOCK_NS = 2_000_000_000  # FAT's; every other file system's times are finer
 UNSETTLED = -1
-# What numpy's reader is known to raise on damaged files.
-_DAMAGE = (
-    *(OSError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError),
-    *(RuntimeError, MemoryError, OverflowError, struct.error, zipfile.BadZipFile),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,16 +153,28 @@ def _index_file(root: Path, suffixes: Sequence[str]) -> Path | None:
 def _read(path: Path) -> dict[bytes, Listing]:
     """Read an index; one that is missing or damaged is as good as none."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            parts = {part: stored[part] for part in stored.files}
+        parts = read_arrays(path)
         num_names, num_folders = parts["num_names"], parts["num_folders"]
         names = np.split(parts["names"], np.cumsum(num_names)[:-1])
         folders = np.split(parts["folders"], np.cumsum(num_folders)[:-1])
         stamps = np.split(parts["stamps"], np.cumsum(num_folders)[:-1])
         rows = zip(names, folders, stamps, strict=True)
-        return {listing.folders[0].item(): listing for listing in (Listing(*row) for row in rows)}
-    except _DAMAGE:
+        found = {listing.folders[0].item(): listing for listing in (Listing(*row) for row in rows)}
+        return found if _is_sound(parts) else {}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return {}
+
+
+def _is_sound(parts: dict[str, np.ndarray]) -> bool:
+    """Whether the arrays of an index are of the types and lengths that `_write` writes."""
+    names, folders = parts["names"], parts["folders"]
+    for counts, counted in ((parts["num_names"], names), (parts["num_folders"], folders)):
+        if counts.ndim != 1 or counts.dtype.kind != "i" or np.any(counts < 0):
+            return False
+        if counted.dtype.kind != "S" or counted.shape != (counts.sum(),):
+            return False
+    stamps = parts["stamps"]
+    return stamps.dtype == np.int64 and stamps.shape == (len(folders), 2)
 
 
 def _write(path: Path, found: dict[bytes, Listing]) -> None:

@@ -23,7 +23,7 @@ VERSION = 1
 REMEDY = "write it again with `varlit data index FOLDER`"
 MAX_PATTERN_FILES = 100_000
 
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,15 @@ def expand_braces(pattern: str) -> list[str]:
             "train-{000000..000099}.tar."
         )
     names: list[str] = []
-    for name in _expanded(pattern):
-        names.append(name)
-        if len(names) > MAX_PATTERN_FILES:
-            raise UserError(
-                f"'{pattern}' names more than {MAX_PATTERN_FILES:,} files: shorten its ranges."
-            )
+    try:
+        for name in _expanded(pattern):
+            names.append(name)
+            if len(names) > MAX_PATTERN_FILES:
+                raise UserError(
+                    f"'{pattern}' names more than {MAX_PATTERN_FILES:,} files: shorten its ranges."
+                )
+    except RecursionError:
+        raise UserError(f"'{pattern[:80]}' has braces too deep or too many: use fewer.") from None
     return names
 
 
@@ -135,7 +138,7 @@ def _parse(content: Any) -> ShardList:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _Fault(f'expected "format": "{FORMAT}"')
     if content["version"] != VERSION:
-        raise _Fault(f"version {content['version']}, this varlit reads {VERSION}")
+        raise _Fault(f"version {content['version']!r}, this varlit reads {VERSION}")
     names = content["class_names"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise _Fault("class_names are not names")

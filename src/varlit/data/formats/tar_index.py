@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from varlit.arrays import read_arrays
 from varlit.data.formats.folders import IMAGE_SUFFIXES
 from varlit.data.formats.tar_headers import Member, TarDamage, walk_members
 from varlit.data.progress import Progress
@@ -38,7 +38,6 @@ MAX_LABEL_BYTES = 1 << 20
 MAX_KEY_BYTES = 1000
 """All names are padded to the longest; no file system has longer ones."""
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 _IMAGE_SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
 
@@ -245,15 +244,27 @@ def _index_files(path: Path) -> list[Path]:
 def _load(path: Path) -> TarIndex | None:
     """Read an index; one that is missing or damaged is as good as none."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            names, places = stored["names"], stored["places"]
-            about = json.loads(stored["about"].item())
-        if about.pop("version") != VERSION or places.shape != (3, len(names)):
+        stored = read_arrays(path)
+        about = json.loads(stored["about"].item())
+        if about.pop("version") != VERSION:
             return None
-        offsets, sizes, labels = places
-        return TarIndex(names, offsets, sizes, labels, **about)
-    except (*_UNREADABLE, zipfile.BadZipFile):
+        offsets, sizes, labels = stored["places"]
+        index = TarIndex(stored["names"], offsets, sizes, labels, **about)
+        return index if _is_sound(index) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_sound(index: TarIndex) -> bool:
+    """Whether an index is one: of the right types, with all images inside the shard."""
+    numbers = (index.num_bytes, index.mtime_ns, index.num_skipped)
+    if any(type(n) is not int for n in numbers) or index.names.dtype.kind != "S":
+        return False
+    columns = (index.offsets, index.sizes, index.labels)
+    if any(c.dtype != np.int64 or c.shape != index.names.shape or np.any(c < 0) for c in columns):
+        return False
+    is_text = isinstance(index.skipped, str) and isinstance(index.damage, str)
+    return is_text and not np.any(index.sizes > index.num_bytes - index.offsets)
 
 
 def _keep(index: TarIndex, places: Sequence[Path]) -> None:

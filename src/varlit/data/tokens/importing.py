@@ -259,7 +259,7 @@ class _ShardReader:
 def _read_npy(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise UserError(
             f"cannot read '{path}' ({error}): expected the files 0.npy, 1.npy, ... without a gap."
         ) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from varlit.data.order import EncodingBatches
+from varlit.data.tokens.manifest_checks import check_counts, check_types, difference
 from varlit.data.whole_files import read_json, write_json
 from varlit.errors import UserError
 from varlit.ops.scales import Scales
@@ -207,7 +208,9 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"varlit reads {SCHEMA_VERSION}: remove the folder and make it again with {command}."
         )
     try:
+        check_types(content)
         spec = CacheSpec(**{name: content[name] for name in CacheSpec.__dataclass_fields__})
+        Scales(spec.scales)
         splits = {
             split: tuple(
                 ShardRecord.of(shard, spec.shard_stem(split, number))
@@ -217,6 +220,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         }
         if content["class_map_sha256"] != spec.class_map_sha256:
             raise ValueError("class_names do not fit class_map_sha256")
+        check_counts(content)
         return Manifest(folder, spec, splits, dict(content["data"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
@@ -267,7 +271,7 @@ def begin_cache(folder: Path, spec: CacheSpec) -> None:
     _require_same_tokenizer(folder, before.get("tokenizer_hash", ""), spec.tokenizer_hash)
     for name, value in content.items():
         if before.get(name) != value:
-            got, expected = _difference(value, before.get(name))
+            got, expected = difference(value, before.get(name))
             raise UserError(
                 f"the token cache '{folder}' was begun with {name} {expected}, now it is {got}: "
                 "remove the folder, or set it back."
@@ -283,18 +287,7 @@ def remake_command(folder: Path) -> str:
 def _require_same_tokenizer(folder: Path, cached: str, tokenizer_hash: str) -> None:
     if cached != tokenizer_hash:
         raise UserError(
-            f"the token cache '{folder}' was made by tokenizer {cached[:12]}, this one is "
+            f"the token cache '{folder}' was made by tokenizer {str(cached)[:12]}, this one is "
             f"{tokenizer_hash[:12]}: use that tokenizer, or remove the folder and run "
             f"`{remake_command(folder)}`."
         )
-
-
-def _difference(got: Any, expected: Any) -> tuple[str, str]:
-    """Name only the entries that differ, and shorten what does not fit a line."""
-    if isinstance(got, dict) and isinstance(expected, dict):
-        keys = [key for key in {**expected, **got} if got.get(key) != expected.get(key)]
-        got = {key: got.get(key) for key in keys}
-        expected = {key: expected.get(key) for key in keys}
-    elif isinstance(got, list) and isinstance(expected, list) and len(got) != len(expected):
-        got, expected = f"of {len(got)} entries", f"of {len(expected)} entries"
-    return str(got)[:100], str(expected)[:100]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from varlit.arrays import plain_damage
 from varlit.data.draws import PLAIN_VIEW, draw_below
 from varlit.data.order import BatchIndex
 from varlit.data.tokens.manifest import Manifest, ShardRecord, read_manifest, remake_command
@@ -19,6 +20,9 @@ from varlit.errors import UserError
 ALWAYS_HASHED_BYTES = 256 * 2**20
 """Caches up to this size are checked in full when opened; larger ones by the size of their files
 and the checksum of their labels, or training would start minutes late."""
+
+
+DTYPES = {"tokens": np.uint16, "labels": np.int32, "ids": np.int64}
 
 
 class TokenDataset:
@@ -144,8 +148,25 @@ def check_shards(
             hashed = in_full or array != "tokens"
             if hashed and _sha256(path) != shard.sha256[array]:
                 raise _damaged(manifest, shard, f"'{path}' is corrupt (wrong checksum)")
+            _check_form(manifest, split, shard, array)
             if tell is not None:
                 tell(size)
+
+
+def _check_form(manifest: Manifest, split: str, shard: ShardRecord, array: str) -> None:
+    """Check that an array is of the manifest's counts, which have no checksum themselves."""
+    spec = manifest.spec
+    per_image = (spec.num_crops[split], spec.num_tokens) if array == "tokens" else ()
+    expected = (np.dtype(DTYPES[array]), (shard.count, *per_image))
+    path = shard.path(manifest.folder, array)
+    try:
+        with plain_damage(), path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except ValueError as error:  # of tokens whose sum is not looked at
+        raise _damaged(manifest, shard, f"'{path}' is no array ({error})") from error
+    if (dtype, shape) != expected:
+        raise _damaged(manifest, shard, f"'{path}' holds {dtype} {shape}, not {expected}")
 
 
 def load_array(manifest: Manifest, shard: ShardRecord, array: str) -> np.ndarray:

@@ -25,6 +25,7 @@ from varlit.models.vqvae import VQVAE
 
 OWN_MODULES = "varlit."
 """A cache is data: it may name one of varlit's classes to read its images, and no other code."""
+COMMAND = "pipe:"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ def reopen_images(manifest: Manifest, root: str = "") -> LabelledImageDataModule
         if name == "DigitsDataModule":
             raise UserError("the digits lie in no folder: leave out --data.")
         settings["root"] = root
+    if any(str(value).strip().startswith(COMMAND) and value != root for value in settings.values()):
+        raise UserError(
+            f"'{manifest.folder}/manifest.json' names a command that gives the images, and a cache "
+            "is not run. If the command is yours, type it: --data 'pipe:...'."
+        )
     try:
         data = kind(**settings)
     except TypeError as error:

@@ -1,7 +1,7 @@
 // The page: controls, one request at a time, and what comes back line by line.
 
 import { Brush } from "/brush.js";
-import { Settings } from "/settings.js";
+import { Settings, isRaster } from "/settings.js";
 import { Stage, stepName } from "/stage.js";
 
 const $ = (id) => document.getElementById(id);
@@ -143,6 +143,8 @@ function edit() {
     mask: base64(brush.png(card.side_px)),
     keep_rest: $("keep_rest").checked,
     hide_masked: $("hide_masked").checked,
+    free_first_scale: $("free_first_scale").checked,
+    refit_known: $("refit_known").checked,
   };
 }
 
@@ -256,7 +258,7 @@ async function main() {
   }
   document.title = `${card.run} \u00b7 varlit`;
   $("run").textContent = card.run;
-  const steps = card.frames[0].startsWith("row") ? "rows" : "scales";
+  const steps = isRaster(card) ? "rows" : "scales";
   $("facts").textContent = [
     `${card.side_px}\u00d7${card.side_px} px`, `${card.frames.length} ${steps}`,
     `${card.num_classes.toLocaleString("en")} classes`,

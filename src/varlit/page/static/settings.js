@@ -8,6 +8,9 @@ const IN_ADDRESS = {
 };
 const NO_CLASS = "unconditional"; // its label is null
 
+// A raster scan grows row by row, and a guidance that rises would hardly reach its first ones.
+export function isRaster(card) { return card.frames[0].startsWith("row"); }
+
 export class Settings {
   // card: what the server says of the model
   constructor(card) {
@@ -17,6 +20,7 @@ export class Settings {
     $("num_variants").max = card.max_variants;
     $("top_k").max = card.max_top_k;
     for (const name of ["cfg_scale", "top_k", "top_p"]) $(name).value = card[name];
+    $("guidance").value = isRaster(card) ? "constant" : "var";
     this.#showClasses();
     this.#choose(0);
     this.showNumbers();
@@ -31,7 +35,9 @@ export class Settings {
   read() {
     const label = this.#chosen();
     if (label === undefined) throw new Error($("class-hint").textContent);
-    const given = { label, more_smooth: $("more_smooth").checked };
+    const given = {
+      label, more_smooth: $("more_smooth").checked, guidance: $("guidance").value,
+    };
     for (const name of NUMBERS) given[name] = $(name).value === "" ? null : +$(name).value;
     return given;
   }
@@ -39,6 +45,7 @@ export class Settings {
   writeAddress(given) {
     const words = new URLSearchParams({ class: given.label ?? NO_CLASS });
     for (const name of NUMBERS) words.set(IN_ADDRESS[name] ?? name, given[name]);
+    words.set("guidance-is", given.guidance);
     if (given.more_smooth) words.set("smooth", "1");
     history.replaceState(null, "", `#${words}`);
   }
@@ -52,6 +59,8 @@ export class Settings {
       const value = words.get(IN_ADDRESS[name] ?? name);
       if (value !== null) $(name).value = value;
     }
+    const kind = words.get("guidance-is");
+    if (["var", "constant"].includes(kind)) $("guidance").value = kind;
     $("more_smooth").checked = words.get("smooth") === "1";
     this.showNumbers();
     return true;
@@ -59,8 +68,8 @@ export class Settings {
 
   showNumbers() {
     for (const output of document.querySelectorAll("output")) {
-      const name = output.htmlFor.value;
-      output.textContent = name === "cfg_scale" && +$(name).value === 0 ? "none" : $(name).value;
+      const name = output.htmlFor.value, none = $("guidance").value === "constant" ? 1 : 0;
+      output.textContent = name === "cfg_scale" && +$(name).value === none ? "none" : $(name).value;
     }
   }
 

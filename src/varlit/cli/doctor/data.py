@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from varlit.cli.doctor import NUM_PROBED_IMAGES, Finding
+from varlit.cli.doctor.findings import Finding
+from varlit.cli.doctor.main import NUM_PROBED_IMAGES
 from varlit.data.bad_files import MAX_SHARE, BadFile, bearable
 from varlit.data.formats.encoded import EncodedImages
 from varlit.data.formats.splits import is_remote, open_splits

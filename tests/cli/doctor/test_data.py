@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from varlit.cli import doctor, doctor_data
 from varlit.cli import main as command_line
+from varlit.cli.doctor import data as doctor_data
+from varlit.cli.doctor import main as doctor
 
 Told = list[tuple[str, str, str]]
 
@@ -120,8 +121,8 @@ def test_what_cannot_be_opened_is_a_finding(tmp_path: Path) -> None:
 def test_where_imports_fail_the_doctor_still_speaks(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "varlit.cli.doctor_data", None)
-    monkeypatch.delattr("varlit.cli.doctor_data", raising=False)
+    monkeypatch.setitem(sys.modules, "varlit.cli.doctor.data", None)
+    monkeypatch.delattr("varlit.cli.doctor.data", raising=False)
     args = doctor.build_parser().parse_args(["--data", str(photos)])
     [(verdict, subject, text)] = doctor.check_given(args)
     assert (verdict, subject) == ("fix", "data")

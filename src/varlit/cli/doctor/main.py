@@ -9,15 +9,13 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from varlit.cli.arguments import VerbParser
-
-Verdict = Literal["ok", "warn", "fix"]
-Finding = tuple[Verdict, str, str]
+from varlit.cli.doctor.findings import Check, Finding
+from varlit.cli.doctor.weights import check_weights
 
 LEAST_PYTHON = (3, 11)
 BAD_LIGHTNING = ("2.6.2", "2.6.3")
@@ -43,6 +41,13 @@ def build_parser() -> VerbParser:
     parser.add_argument("--quick", action="store_true", help="look at a few images only")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where runs are written")
     parser.add_argument("--pair", action="store_true", help="check torch and torchvision only")
+    add = parser.add_argument
+    add("-c", "--config", "--recipe", metavar="RECIPE", help="what a run of it would lack here")
+    add("--name", default="", help="the run, for -c; by default as fit names it")
+    add("--gpus", default="auto", help="for -c: auto, a number, 0 = CPU")
+    add("--audit", action="store_true", help="ask for known vulnerabilities of the packages")
+    add("--licences", type=Path, metavar="PAGE", help="write the licences of all packages")
+    add("--pins", type=Path, default=Path("constraints.txt"), help="packages to audit and to list")
     return parser
 
 
@@ -55,19 +60,71 @@ def main(argv: list[str]) -> int:
     Returns:
         1 if something is broken, else 0.
     """
-    args = build_parser().parse_args(argv)
-    checks: list[Callable[[], Iterator[Finding]]] = [check_pair]
-    if not args.pair:
-        checks = [check_versions, check_pair, check_gpus, lambda: check_disk(args.root)]
-        checks += [lambda: check_given(args) if args.data else check_imagenet(), check_weights]
+    parser = build_parser()
+    # What `fit` takes besides, such as --model.var.depth 20, changes the recipe.
+    args, words = parser.parse_known_args(argv)
+    if words and not args.config:
+        parser.parse_args(argv)
     broken = 0
-    for check in checks:
+    for check in plan_checks(args, words):
         for verdict, subject, text in check():
             broken += verdict == "fix"
             print(f"{verdict:<5} {subject:<12} {text}", flush=True)
     if broken:
         print(f"{broken} to mend, marked `fix`.")
     return 1 if broken else 0
+
+
+def plan_checks(args: argparse.Namespace, words: list[str]) -> list[Check]:
+    """Choose what to look at.
+
+    Args:
+        args: The flags.
+        words: Changes of the recipe.
+    """
+    if args.audit or args.licences:
+        return [lambda: check_packages(args)]
+    if args.pair:
+        return [check_pair]
+    checks: list[Check] = [check_versions, check_pair, check_gpus, check_weights]
+    if args.config:
+        checks.append(lambda: check_recipe(args, words))
+    else:
+        checks.append(lambda: check_disk(args.root))
+    if args.data and not reads_tokens(args):
+        checks.append(lambda: check_given(args))
+    elif not args.config:
+        checks.append(check_imagenet)
+    return checks
+
+
+def reads_tokens(args: argparse.Namespace) -> bool:
+    """Whether `--data` is the token cache of a recipe of stage 2, and no images."""
+    if not args.config:
+        return False
+    from varlit.cli.doctor.recipe import resolve
+
+    return resolve(args.config, [], None)[0] == "var"
+
+
+def check_recipe(args: argparse.Namespace, words: list[str]) -> Iterator[Finding]:
+    """Look at what a run of the recipe would lack here."""
+    try:
+        from varlit.cli.doctor import recipe
+    except (ImportError, OSError) as error:
+        yield "fix", "recipe", f"cannot be looked at ({error}); make setup"
+        return
+    yield from recipe.check(args, words)
+
+
+def check_packages(args: argparse.Namespace) -> Iterator[Finding]:
+    """Look at the packages' vulnerabilities, or write down their licences."""
+    from varlit.cli.doctor import audit, licences
+
+    if args.audit:
+        yield from audit.check(args.pins)
+    if args.licences:
+        yield from licences.write_page(args.pins, args.licences)
 
 
 def check_versions() -> Iterator[Finding]:
@@ -168,11 +225,11 @@ def check_disk(root: Path) -> Iterator[Finding]:
 def check_given(args: argparse.Namespace) -> Iterator[Finding]:
     """Look at the images that `--data` names."""
     try:
-        from varlit.cli import doctor_data
+        from varlit.cli.doctor import data
     except (ImportError, OSError) as error:
         yield "fix", "data", f"cannot be looked at ({error}); make setup"
         return
-    yield from doctor_data.check(args)
+    yield from data.check(args)
 
 
 def check_imagenet() -> Iterator[Finding]:
@@ -197,7 +254,7 @@ def check_imagenet() -> Iterator[Finding]:
 def _probe_images(subject: str, classes: list[Path]) -> Iterator[Finding]:
     """Decode an image of some of the classes."""
     try:
-        from PIL import Image
+        from varlit.data.decoding import BrokenImageError, read_rgb
     except ImportError as error:
         yield "fix", "pillow", f"cannot be imported ({error}); make setup"
         return
@@ -208,38 +265,12 @@ def _probe_images(subject: str, classes: list[Path]) -> Iterator[Finding]:
             yield "warn", subject, f"{folder} is empty"
             continue
         try:
-            with Image.open(path) as image:
-                image.load()
-                sides.append(min(image.size))
-        except (OSError, ValueError) as error:
-            yield "warn", subject, f"{path} cannot be read ({type(error).__name__})"
+            sides.append(min(read_rgb(path).size))
+        except BrokenImageError as error:
+            yield "warn", subject, f"{path} cannot be read ({error})"
     if sides:
         yield (
             "ok",
             subject,
             f"{len(sides)} images decoded, shorter sides {min(sides)} to {max(sides)} px",
         )
-
-
-def check_weights() -> Iterator[Finding]:
-    """Look for the pretrained networks that measures and losses need; download nothing."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
-    hub = home / "hub" / "checkpoints"
-    wanted = (
-        ("inception", "VARLIT_INCEPTION", "weights-inception-2015-12-05-6726825d.pth", "FID"),
-        ("vgg16", "VARLIT_LPIPS_VGG", "vgg16-397923af.pth", "LPIPS; or perceptual_weight 0"),
-    )
-    for subject, variable, name, use in wanted:
-        given = os.environ.get(variable)
-        path = Path(given).expanduser() if given else hub / name
-        if path.is_file():
-            yield "ok", subject, str(path)
-        elif given:
-            yield "fix", subject, f"${variable} names {path}, which is no file"
-        else:
-            yield (
-                "warn",
-                subject,
-                f"not at {path}: downloaded at first use, or set ${variable} ({use})",
-            )

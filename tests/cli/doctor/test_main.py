@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from varlit.cli import doctor
 from varlit.cli import main as command_line
+from varlit.cli.doctor import main as doctor
 
 
 def verdicts(findings: object) -> dict[str, str]:

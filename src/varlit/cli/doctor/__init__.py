@@ -1,0 +1,1 @@
+"""`varlit doctor`: what a long run would break on, found before it starts."""

@@ -1,0 +1,1 @@
+"""Fuzzing: properties by hypothesis, and files changed at random."""

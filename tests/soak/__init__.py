@@ -1,0 +1,1 @@
+"""Soak: the whole digits pipeline under random kills, compared with one that nobody disturbed."""
