@@ -38,7 +38,7 @@ $(call ignored,DATA)
 $(call ignored,GPUS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu check soak train-tokenizer cache-tokens train-var sample \
+.PHONY: help setup demo test test-gpu test-soak check soak train-tokenizer cache-tokens train-var sample \
         eval-fid eval-rfid board fuzz doctor bench bench-gpu clean
 
 help: ## Show this help
@@ -63,8 +63,11 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 demo: $(READY) ## Both stages on real digits: minutes on a laptop, ends with runs/demo/demo.png
 	$(VARLIT) quickstart --out runs/demo --seed $(SEED) $(ARGS)
 
-test: $(READY) ## Every test that needs no GPU
-	$(VENV)/bin/python -m pytest -q -m "not gpu" $(ARGS)
+test: $(READY) ## Every test that needs no GPU, but for test-soak
+	$(VENV)/bin/python -m pytest -q -m "not gpu and not soak" $(ARGS)
+
+test-soak: $(READY) ## The tests that kill and restart whole pipelines
+	$(VENV)/bin/python -m pytest -q -m soak $(ARGS)
 
 test-gpu: $(READY) ## The tests that need a GPU
 	$(VENV)/bin/python -m pytest -q -m gpu $(ARGS)

@@ -85,6 +85,7 @@ def points(stage: str, told: tuple[tuple[str, int, int], ...]) -> tuple[Point, .
     )
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "told"),
@@ -131,6 +132,7 @@ def test_killed_at_a_point_the_same_command_ends_at_the_same_bits(
     assert starter.orphans() == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_the_same_bits(tmp_path: Path) -> None:
     args = Namespace(seed=0, gap=3.0, kills=20)
