@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -185,22 +186,27 @@ def check(words: list[str]) -> None:
         # One image of each class shows that the command works.
         run(*words, *(["--per_class", "1"] if words[0] == "sample" else []))
     elif len(words) > 1:
-        if words[1] != "fit":
-            pretend_run(words[0], words[1], words[2:])
         stop = [] if {"--dry_run", "--print_config"} & set(words) else ["--dry_run"]
-        run(*words, *stop)
+        with contextlib.nullcontext() if words[1] == "fit" else pretended_run(*words):
+            run(*words, *stop)
 
 
-def pretend_run(stage: str, verb: str, words: list[str]) -> None:
-    """Let a trained run be there, and check that its module can do what it is asked for."""
+@contextlib.contextmanager
+def pretended_run(stage: str, verb: str, *words: str) -> Iterator[None]:
+    """Let a trained run be there, and check that its module can do what it is asked for.
+
+    It goes again: `varlit info` shows the run of a name, if there is one, and not its recipe.
+    """
     step = "validation_step" if verb == "validate" else f"{verb}_step"
     module = MODULES[stage]
     assert getattr(module, step) is not getattr(module.__mro__[2], step), f"{module} has no {step}"
-    name = run_name(stage, words)
-    folder = Path(option_value(words, "--root") or "runs") / name
+    folder = Path(option_value(list(words), "--root") or "runs") / run_name(stage, list(words))
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     SealedFiles().save_checkpoint({"hyper_parameters": {}}, folder / "checkpoints/last.ckpt")
     (folder / "fit.yaml").write_text(run(stage, "fit", "-c", "digits", "--print_config"))
+    yield
+    (folder / "fit.yaml").unlink()
+    shutil.rmtree(folder / "checkpoints")
 
 
 @pytest.mark.slow

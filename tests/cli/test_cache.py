@@ -266,6 +266,7 @@ def shards(cache: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_one_process_two_processes_and_three_kills_write_the_same_bytes(tmp_path: Path) -> None:
     draw_photos(tmp_path / "photos", 160)
     make_tokenizer(tmp_path / "runs/tok")

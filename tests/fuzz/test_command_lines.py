@@ -57,7 +57,7 @@ def test_a_changed_command_of_the_pages_is_run_or_refused(number: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.integers(0, 2**20))
 def test_many_changed_commands_of_the_pages_are_run_or_refused(number: int) -> None:
     check_changed(number)
@@ -98,7 +98,7 @@ def test_any_value_of_a_setting_is_priced_or_refused(recipe: str, key: str, valu
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=8)
 @given(st.sampled_from(STAGES), st.sampled_from(KEYS), st.sampled_from(ODD_WORDS))
 def test_any_value_of_a_setting_is_trained_with_or_refused(
     stage: str, key: str, value: str

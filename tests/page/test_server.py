@@ -226,6 +226,22 @@ def test_stopping_the_server_ends_drawings_and_every_thread(studio, plain, gate,
     assert studio.queue.is_free
 
 
+def test_ctrl_c_while_the_serving_thread_starts_serves_nobody(studio, monkeypatch):
+    begun = []
+
+    class Interrupted(threading.Thread):
+        def start(self):
+            begun.append(self)
+            raise KeyboardInterrupt
+
+    server = PageServer(studio)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", Interrupted)
+        server.run()
+    begun[0].run()  # it may reach its turn only now, when the socket is closed
+    assert server.fileno() == -1
+
+
 def test_a_port_that_is_taken_names_another(studio, serve):
     port = serve(studio).port
     with pytest.raises(UserError, match=f"--port {port + 1}, or --port 0"):

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from varlit.callbacks.fid import QuickFID
+from varlit.cli.noticeboard import disconnect
 from varlit.data.tokens.module import TokenDataModule
 from varlit.metrics.networks import FeatureNetwork, Features, register_network
 from varlit.models.config import VARConfig
@@ -65,3 +66,4 @@ def main(cache: str, reference: str, num_devices: str, strategy: str) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     main(*sys.argv[1:5])
+    disconnect()

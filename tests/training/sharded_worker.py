@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from varlit.cli.noticeboard import disconnect
 from varlit.data.tokens.module import TokenDataModule
 from varlit.models.config import VARConfig
 from varlit.training.optim import OptimConfig
@@ -85,3 +86,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for job in json.loads(sys.argv[1]):
         train(**job)
+    disconnect()

@@ -11,11 +11,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, get_args
 
+import yaml
+from jsonargparse import get_loader
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
+from varlit.cli.recipes import BAD_SCALARS
 from varlit.cli.trust import denied_import, told_interpolation
+from varlit.errors import UserError
 
 # How jsonargparse names the key that it does not know, in files and in flags.
 UNKNOWN_KEY = re.compile(
@@ -89,6 +93,23 @@ class Parser(LightningArgumentParser):
             return ""
         near = nearest_key(unknown.group(1), known_keys(parser))
         return f"did you mean `{near}`?" if near else f"all keys: {parser.prog} --help"
+
+
+def require_values(words: Iterable[str]) -> None:
+    """Check that every word that was typed can be read as a value, be it as mere text.
+
+    Raises:
+        UserError: If PyYAML fails over it, as it does on `!!int x`; the parser would do the same.
+    """
+    read = get_loader("yaml")
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        try:
+            read(value)
+        except yaml.YAMLError:
+            pass  # text, then
+        except BAD_SCALARS as error:
+            raise UserError(f"`{word[:80]}` is no value in YAML; quote it") from error
 
 
 def known_keys(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -8,6 +8,7 @@ steps of the run know nothing of it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import multiprocessing
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from varlit.cli.children import shell_code, started_by, told_ending
-from varlit.cli.noticeboard import Failure, Noticeboard
+from varlit.cli.noticeboard import Failure, Noticeboard, disconnect
 from varlit.data.worker_deaths import explain_death
 from varlit.errors import UserError
 
@@ -102,6 +103,7 @@ class SharedFate:
             if not self.local_rank:
                 os.environ[LAUNCHER] = str(os.getpid())
             self._thread.start()
+            atexit.register(disconnect)
         return self
 
     def __exit__(

@@ -25,7 +25,7 @@ from varlit.cli.checkpoint import check_strategy
 from varlit.cli.devices import check_training, place, wants_ddp
 from varlit.cli.kept_config import KeptConfig
 from varlit.cli.memory_advice import advice, exhausted
-from varlit.cli.parser import Parser, prefer_integers
+from varlit.cli.parser import Parser, prefer_integers, require_values
 from varlit.cli.processes import SharedFate
 from varlit.cli.quiet import quieten
 from varlit.cli.recipes import base_chain, expand, option_value, split_configs
@@ -114,6 +114,7 @@ class StageCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the expanded words; Lightning's version warns about args from Python."""
+        require_values(args)
         self.config = parser.parse_args(args)
         self.settings = self.config[self.asked]
         require_typed(self.settings.as_dict(), split_configs(self.typed)[1])

@@ -40,6 +40,8 @@ class PageServer(ThreadingHTTPServer):
         self.is_stopping = threading.Event()
         self._open: set[socket.socket] = set()
         self._counting = threading.Lock()
+        self._beginning = threading.Lock()
+        self._has_begun = False
         try:
             self.address_family = socket.getaddrinfo(host, port)[0][0]
             super().__init__((host, port), PageHandler)
@@ -62,7 +64,7 @@ class PageServer(ThreadingHTTPServer):
         """Serve until Ctrl-C; then stop what is drawn and wait for every thread."""
         # In a thread of its own: Ctrl-C reaches the main one, and would tear a connection that is
         # just being accepted.
-        serving = threading.Thread(target=self.serve_forever, args=(POLL_S,))
+        serving = threading.Thread(target=self._serve)
         try:
             serving.start()
             while serving.is_alive():
@@ -70,10 +72,19 @@ class PageServer(ThreadingHTTPServer):
         except KeyboardInterrupt:
             pass
         finally:
-            if serving.ident is not None:
+            with self._beginning:
+                self.is_stopping.set()
+            if self._has_begun:
                 self.shutdown()
                 serving.join()
             self.stop()
+
+    def _serve(self) -> None:
+        # Ctrl-C while the thread starts leaves unknown whether it will run: it decides itself.
+        with self._beginning:
+            self._has_begun = not self.is_stopping.is_set()
+        if self._has_begun:
+            self.serve_forever(POLL_S)
 
     def stop(self) -> None:
         """End all connections and wait for their threads; drawing ends after its present step."""

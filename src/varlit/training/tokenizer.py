@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -13,9 +14,9 @@ from varlit.models.config import TokenizerConfig
 from varlit.models.discriminator import DiscriminatorConfig, build_discriminator
 from varlit.models.files import save_tokenizer
 from varlit.models.vqvae import VQVAE, TokenizerOutput
-from varlit.ops.quantize import allow_tf32_again, forbid_tf32
 from varlit.training.codebook import CodebookConfig, CodebookKeeper
 from varlit.training.ema import averaged_copy, update_average
+from varlit.training.exact_fp32 import ExactFp32
 from varlit.training.optim import TokenizerOptimConfig, build_players, schedule_players
 from varlit.training.stage import StageModule
 from varlit.training.tokenizer_game import StepSums, play, reconstruction_scalars
@@ -138,11 +139,10 @@ class TokenizerModule(StageModule):
         """
         self._take_over()
         self._open_validation()
-        forbid_tf32()  # what is not bf16 means fp32, in the backward pass too
 
-    def on_fit_end(self) -> None:
-        """Give TF32 back."""
-        allow_tf32_again()
+    def configure_callbacks(self) -> list[Callback]:
+        """Keep TF32 off while it learns."""
+        return [ExactFp32()]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One fused pass: both networks learn from one reconstruction and one backward pass.
