@@ -100,9 +100,13 @@ def free_port() -> str:
 def start(tmp_path_factory: pytest.TempPathFactory):
     """Start a command in a folder of its own, with a port to meet at."""
 
+    places = tmp_path_factory.mktemp("commands")  # pytest's own are not made for several threads
+
     def begin(*words: object, folder: Path | None = None, **variables: str) -> Started:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} | variables
-        folder = folder or tmp_path_factory.mktemp("command")
+        if folder is None:
+            folder = places / uuid.uuid4().hex
+            folder.mkdir()
         return Started([str(word) for word in words], folder, **place)
 
     return begin

@@ -53,8 +53,9 @@ def outcomes(start, tmp_path_factory):
         finally:
             ranks[lost].kill()
 
+    folder = tmp_path_factory.mktemp("photos")
+
     def read_photos():
-        folder = tmp_path_factory.mktemp("photos")
         draw_photos(folder / "photos")
         return start(command, *PHOTOS, folder=folder, VARLIT_TEST_DAMAGE="worker-13.png").wait()
 

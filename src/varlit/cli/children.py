@@ -1,11 +1,14 @@
-"""The processes that a trainer has started, and what the end of one says."""
+"""The processes that this one has started, and what the end of one says."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import signal
 import subprocess
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -43,3 +46,11 @@ def told_ending(code: int) -> str:
 def shell_code(code: int) -> int:
     """Return it as a shell would: 137 for SIGKILL."""
     return code if code > 0 else 128 - code
+
+
+def kill_workers() -> None:
+    """Kill the processes that read data for this one."""
+    # By number: Process.kill first waits for news of it, in which time the first thread may run.
+    for number in [worker.pid for worker in multiprocessing.active_children()]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(cast(int, number), signal.SIGKILL)

@@ -2,8 +2,7 @@
 
 Without this they would wait for it in their next collective until torch's time is up, half an hour
 later, and then say something about that collective. A thread of each process looks every half
-second at the process that started it, at those that it has started, and at the noticeboard. The
-steps of the run know nothing of it.
+second at the process that started it, at those that it has started, and at the noticeboard.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import math
-import multiprocessing
 import os
 import subprocess
 import threading
@@ -25,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from varlit.cli.children import shell_code, started_by, told_ending
+from varlit.cli.children import kill_workers, shell_code, started_by, told_ending
 from varlit.cli.noticeboard import Failure, Noticeboard, disconnect
 from varlit.data.worker_deaths import explain_death
 from varlit.errors import UserError
@@ -103,7 +101,6 @@ class SharedFate:
             if not self.local_rank:
                 os.environ[LAUNCHER] = str(os.getpid())
             self._thread.start()
-            atexit.register(disconnect)
         return self
 
     def __exit__(
@@ -123,6 +120,8 @@ class SharedFate:
         self._leave()
         self._await(self._all_left, math.inf if error is None else FAREWELL_S)
         self._is_over.set()
+        if error is None:
+            atexit.register(disconnect)
 
     @property
     def _rank(self) -> int:
@@ -191,14 +190,16 @@ class SharedFate:
         failure = self._described(error)
         try:
             board = self._connected()
-            if board is not None:
-                failure = board.post(self._source(board, error) or failure)
+            failure = (board and self._source(board, error)) or failure
+            with self._ending:  # or the thread takes what is posted here for another's
+                failure = board.post(failure) if board else failure
+                if failure.rank == self._rank:
+                    self._is_over.set()
         except dist.DistError:
             failure = self._without_store()
         if failure.rank != self._rank:
             self._end(failure)
-        with self._ending:
-            self._is_over.set()
+        self._is_over.set()
         if failure.exit_code == 1:
             _say(f"rank {failure.rank} failed: {failure.said}")
         self._part()
@@ -246,9 +247,9 @@ class SharedFate:
             failure = self._board.post(failure) if self._board else failure
         if self._speaks:
             _say(f"rank {failure.rank} failed: {failure.said}; the others were stopped")
-        for worker in multiprocessing.active_children():
-            worker.kill()
         self._part(failure.rank)
+        # At the very last: torch raises in the first thread when a worker is killed.
+        kill_workers()
         os._exit(failure.exit_code)
 
     def _part(self, lost: int | None = None) -> None:
