@@ -35,19 +35,14 @@ class PlainSampler:
     ) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) of labels (B,), and the latent maps that the decoder takes."""
         var, quantizer, batch_size = self.var, self.tokenizer.quantizer, len(labels)
-        labels = torch.cat((labels, torch.full_like(labels, var.num_classes)))
-        condition = var.class_embedding(labels)
-        positions = var.level_embedding(var.scales.levels(labels.device)) + var.position
+        condition, positions = self._read(labels)
         x = condition.unsqueeze(1) + var.start_position
         caches: list[Cache] = [None] * len(var.layers)
         f_hat, drawn = quantizer.empty(batch_size), []
         for k in range(var.scales.num_scales):
             x = x + positions[:, var.scales.token_slice(k)]
-            for i, block in enumerate(var.layers):
-                x, caches[i] = plain_block(block, x, condition, caches[i])
-            logits = self._logits(x, condition).float()
             strength = settings.cfg_scale * k / max(var.scales.num_scales - 1, 1)
-            logits = (1 + strength) * logits[:batch_size] - strength * logits[batch_size:]
+            logits = self._guided_logits(x, condition, caches, strength)
             tokens = plain_draw(logits, settings.top_k, settings.top_p, random)
             drawn.append(tokens)
             f_hat = quantizer.accumulate(f_hat, quantizer.embed(tokens, k), k)
@@ -56,11 +51,44 @@ class PlainSampler:
         return torch.cat(drawn, dim=1), f_hat
 
     @torch.no_grad()
+    def draw_raster(
+        self, labels: Tensor, settings: SamplingSettings, random: torch.Generator | None = None
+    ) -> Tensor:
+        """Tokens (B, L) of labels (B,) from a transformer over a raster scan, one at a time."""
+        var, codebook = self.var, self.tokenizer.quantizer.codebook
+        num_steps = var.steps.num_steps
+        condition, positions = self._read(labels)
+        x = condition.unsqueeze(1) + var.start_position
+        caches: list[Cache] = [None] * len(var.layers)
+        drawn: list[Tensor] = []
+        for k in range(num_steps):
+            strength = settings.cfg_scale * k / max(num_steps - 1, 1)
+            x = x + positions[:, k : k + 1]
+            logits = self._guided_logits(x, condition, caches, strength)
+            drawn.append(plain_draw(logits, settings.top_k, settings.top_p, random))
+            x = var.input_projection(codebook(drawn[-1])).repeat(2, 1, 1)
+        return torch.cat(drawn, dim=1)
+
+    @torch.no_grad()
     def draw(
         self, labels: Tensor, settings: SamplingSettings, random: torch.Generator | None = None
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of labels (B,)."""
         return self.tokenizer.decode_features(self.draw_tokens(labels, settings, random)[1])
+
+    def _read(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        var = self.var
+        labels = torch.cat((labels, torch.full_like(labels, var.num_classes)))
+        positions = var.level_embedding(var.scales.levels(labels.device)) + var.position
+        return var.class_embedding(labels), positions
+
+    def _guided_logits(
+        self, x: Tensor, condition: Tensor, caches: list[Cache], strength: float
+    ) -> Tensor:
+        for i, block in enumerate(self.var.layers):
+            x, caches[i] = plain_block(block, x, condition, caches[i])
+        logits, unconditional = self._logits(x, condition).float().chunk(2)
+        return (1 + strength) * logits - strength * unconditional
 
     def _logits(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.var.head_adaln(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)

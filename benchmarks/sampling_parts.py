@@ -21,6 +21,8 @@ from var_sizes import SEED, SIZES, Size, build_tokenizer, build_var, random_toke
 
 from varlit.generation.canvas import ScaleCanvas
 from varlit.generation.sampler import SamplingSettings
+from varlit.models.drawing_copy import packed_copy
+from varlit.models.packed_linear import can_pack
 from varlit.models.sampling_state import open_caches
 from varlit.ops.drawing import draw_exactly_at, draw_sorted, filter_exactly
 from varlit.ops.filtering import draw, draw_at, filter_logits
@@ -31,7 +33,9 @@ PLAIN_SEEDS = "drawing: full sort, cumulative sum, a seed an image"
 EXACT_SEEDS = "drawing: exact, a seed an image (ours)"
 SORTED = "drawing: sorted, a seed an image (ours)"
 PLAIN_BLOCK = "block, all scales: cache grows, AdaLN at each (reference)"
-OUR_BLOCK = "block, all scales: static cache, AdaLN once (ours)"
+ONCE_BLOCK = "block, all scales: static cache, AdaLN once"
+PACKED_BLOCK = "block, all scales: and packed weights"
+BLOCKS = {False: ONCE_BLOCK, True: PACKED_BLOCK}
 TWO_ROWS = "block without guidance: two rows an image (reference)"
 ONE_ROW = "block without guidance: one row an image (ours)"
 ALL_POSITIONS = "positions: of the whole pyramid at every scale (reference)"
@@ -57,6 +61,7 @@ class Parts:
         self.tokenizer = cache(lambda: build_tokenizer(size, device))
         # One block is enough: all are the same.
         self.var = cache(lambda: build_var(one_block(size), device).eval().requires_grad_(False))
+        self.packed = cache(lambda: packed_copy(self.var()))
         self.tokens = cache(lambda: size.scales.split(random_tokens(size, batch_size, device)))
         self.levels = cache(lambda: size.scales.levels(device))
         self.latent = cache(self.fill_canvas)
@@ -82,9 +87,10 @@ class Parts:
         return torch.cat(out, dim=1)
 
     @torch.no_grad()
-    def walk(self, num_rows: int) -> Tensor:
+    def walk(self, num_rows: int, is_packed: bool = False) -> Tensor:
         """One block over all scales, as our sampler does.  # (rows, L, C)"""
-        block, config, out = self.var().layers[0], self.size.var, []
+        var = self.packed() if is_packed else self.var()
+        block, config, out = var.layers[0], self.size.var, []
         with self.autocast():
             modulation = block.modulation(F.silu(self.condition()[:num_rows]))
             shape = (num_rows, config.resolved_heads, self.size.scales.num_tokens, config.head_dim)
@@ -183,9 +189,12 @@ def drawing_rivals(parts: Parts) -> list[Rival]:
 def block_rivals(parts: Parts) -> list[Rival]:
     """One block over all scales."""
     one, two = parts.batch_size, 2 * parts.batch_size
+    # As `open_sampler` does: packed where that can be.
+    ways = [False, True] if not parts.is_bf16 and can_pack(parts.var()) else [False]
+    names = {way: name + (" (ours)" if way is ways[-1] else "") for way, name in BLOCKS.items()}
 
-    def check() -> None:
-        plain, ours = parts.walk_plainly(two), parts.walk(two)
+    def check(is_packed: bool) -> None:
+        plain, ours = parts.walk_plainly(two), parts.walk(two, is_packed)
         if parts.is_bf16:  # the plain one keeps keys in fp32
             assert (plain - ours).norm() <= 2e-2 * plain.norm(), "results differ"
         else:
@@ -194,9 +203,12 @@ def block_rivals(parts: Parts) -> list[Rival]:
     place = parts.device, parts.batch_size
     return [
         row(*place, PLAIN_BLOCK, partial(parts.walk_plainly, two)),
-        row(*place, OUR_BLOCK, partial(parts.walk, two), PLAIN_BLOCK, check),
+        *(
+            row(*place, names[w], partial(parts.walk, two, w), PLAIN_BLOCK, partial(check, w))
+            for w in ways
+        ),
         row(*place, TWO_ROWS, partial(parts.walk_plainly, two)),
-        row(*place, ONE_ROW, partial(parts.walk, one), TWO_ROWS),
+        row(*place, ONE_ROW, partial(parts.walk, one, ways[-1]), TWO_ROWS),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Next-scale prediction against raster scan: the same transformer, the same sampling loop.
+"""Next-scale prediction against raster scan: one transformer, our sampling loop, and a plain one.
 
 python benchmarks/var_against_raster.py [--device cuda] [--size paper] [--out benchmarks/results]
 
@@ -15,15 +15,18 @@ from pathlib import Path
 import torch
 from harness.options import Benchmark, build_parser, compete, exit_code, resolve
 from harness.stopwatch import Lap, Rival, lap_of
+from plain_sampling import PlainSampler
 from torch import Tensor
 from var_sizes import SEED, SIZES, Size, build_tokenizer, build_var, random_labels
 
 from varlit.generation.random_numbers import ImageSeeds
 from varlit.generation.sampler import Sampler, SamplingSettings
 from varlit.models.config import VARConfig
-from varlit.ops.raster import RasterScan
+from varlit.models.drawing_copy import packed_copy
+from varlit.models.packed_linear import can_pack
 
 TRANSFORMER, WHOLE = "transformer", "with drawing"
+PLAIN, REFERENCE = ", plain sampler (reference)", " (reference)"
 TOP_K, TOP_P, GUIDANCE = 900, 0.96, 1.5  # as official VAR is evaluated
 
 
@@ -54,7 +57,11 @@ class Meeting:
 
     def row(self, what: str, is_raster: bool) -> str:
         """Name of a row."""
-        return f"{self.name}, {what}: {'raster (reference)' if is_raster else 'VAR'}"
+        return f"{self.name}, {what}: {'raster' if is_raster else 'VAR'}"
+
+    def reference(self, what: str) -> str:
+        """Name of the row that others of its kind are held against."""
+        return self.row(what, is_raster=True) + (PLAIN if what == WHOLE else REFERENCE)
 
     @property
     def settings(self) -> SamplingSettings:
@@ -92,8 +99,11 @@ class Drawer:
     def __init__(self, size: Size, meeting: Meeting, device: torch.device, is_bf16: bool) -> None:
         self.device, self.is_bf16, self.settings = device, is_bf16, meeting.settings
         self.batch_size = meeting.batch_size
-        self.var = build_var(size, device).eval().requires_grad_(False)
-        self.sampler = Sampler(self.var, build_tokenizer(size, device))
+        var, tokenizer = build_var(size, device), build_tokenizer(size, device)
+        self.plain = PlainSampler(var.eval().requires_grad_(False), tokenizer)
+        is_packed = not is_bf16 and can_pack(var)  # as `open_sampler` does
+        self.var = packed_copy(var) if is_packed else var
+        self.sampler = Sampler(self.var, tokenizer)
         self.labels = random_labels(self.batch_size, device)
         self.inputs = list(self._inputs())
 
@@ -111,6 +121,12 @@ class Drawer:
             seeds = ImageSeeds(range(self.batch_size))
             for _ in self.sampler.steps(self.labels, self.settings, seeds):
                 pass
+
+    def run_plainly(self) -> None:
+        """The whole raster scan by a plain sampler: two rows an image, guided or not."""
+        with self._autocast():
+            stream = torch.Generator(self.device).manual_seed(SEED)
+            self.plain.draw_raster(self.labels, self.settings, stream)
 
     @property
     def _rows_per_image(self) -> int:
@@ -130,30 +146,30 @@ class Drawer:
 
 def build_rivals(meeting: Meeting, device: torch.device, is_bf16: bool) -> list[Rival]:
     """Rows of one shape and batch size."""
-    runs: dict[str, Callable[[Drawer], None]] = {
-        TRANSFORMER: Drawer.run_transformer,
-        WHOLE: Drawer.run_whole,
-    }
+    raster, ours = meeting.raster, meeting.next_scale
+    runs: list[tuple[str, Size, Callable[[Drawer], None], str]] = [
+        (meeting.reference(TRANSFORMER), raster, Drawer.run_transformer, ""),
+        (meeting.row(TRANSFORMER, False), ours, Drawer.run_transformer, TRANSFORMER),
+        (meeting.reference(WHOLE), raster, Drawer.run_plainly, ""),
+        (meeting.row(WHOLE, True) + ", our sampler", raster, Drawer.run_whole, WHOLE),
+        (meeting.row(WHOLE, False) + ", our sampler", ours, Drawer.run_whole, WHOLE),
+    ]
 
     def build(size: Size, run: Callable[[Drawer], None]) -> Lap:
         return lap_of(partial(run, Drawer(size, meeting, device, is_bf16)), device)
 
-    rivals = []
-    for what, run in runs.items():
-        for size in (meeting.raster, meeting.next_scale):
-            is_raster = isinstance(size.steps, RasterScan)
-            reference = "" if is_raster else meeting.row(what, is_raster=True)
-            rival = Rival(
-                meeting.row(what, is_raster),
-                partial(build, size, run),
-                meeting.batch_size,
-                reference,
-                is_counted=False,
-                group=meeting.name,
-                extra=told(size, meeting.is_guided),
-            )
-            rivals.append(rival)
-    return rivals
+    return [
+        Rival(
+            name,
+            partial(build, size, run),
+            meeting.batch_size,
+            meeting.reference(against) if against else "",
+            is_counted=False,
+            group=meeting.name,
+            extra=told(size, meeting.is_guided),
+        )
+        for name, size, run, against in runs
+    ]
 
 
 def told(size: Size, is_guided: bool) -> dict[str, Callable[[float], str]]:
@@ -187,7 +203,8 @@ def main(words: list[str]) -> int:
     }
     notes = (
         "Equal width, depth and parameters but for positions; 16x16 tokens in the finest map.",
-        "Guided: two rows an image, as official VAR draws; unguided: one.",
+        "Guided: two rows an image, as in official VAR; unguided: one, in the plain sampler two.",
+        "Plain sampler: a cache grown by concatenation, AdaLN at each step, a sort of all codes.",
         "Target: VAR at least 10x the raster scan at equal width.",
         "Eager, keys and values cached in both; decoding, the same in both, is left out.",
     )

@@ -79,7 +79,7 @@ def test_the_parts_print_their_rows(capsys):
     assert sampling_parts.main(QUICK) == 0
     told = capsys.readouterr().out
     rows = [*sampling_parts.ways_to_draw(torch.Generator()), sampling_parts.DECODER]
-    rows += [sampling_parts.OUR_BLOCK, sampling_parts.ONE_ROW, sampling_parts.OWN_POSITIONS]
+    rows += [sampling_parts.ONCE_BLOCK, sampling_parts.ONE_ROW, sampling_parts.OWN_POSITIONS]
     assert [row for row in [*rows, sampling_parts.ONCE] if f"\n{row} " not in told] == []
     assert "clock processor time" in told
 
@@ -105,8 +105,18 @@ def test_both_orders_print_steps_and_operations(capsys):
     header, *rows = capsys.readouterr().out.splitlines()[1:]
     assert header.split()[-5:] == ["steps", "tokens", "GFLOP", "by", "formula"]
     cells = [row.split() for row in rows if row.startswith("width")]
-    assert len(cells) == 8
-    assert [row[-3:-1] for row in cells] == [["25", "25"], ["3", "30"]] * 4
+    scan, pyramid = ["25", "25"], ["3", "30"]
+    assert [row[-3:-1] for row in cells] == [scan, pyramid, scan, scan, pyramid] * 2
+
+
+def test_the_plain_raster_scan_draws_our_tokens():
+    size = var_against_raster.MEETINGS["tiny"][0].raster
+    networks = build_var(size, CPU).eval(), build_tokenizer(size, CPU)
+    labels, settings = torch.tensor([0, 1]), SamplingSettings(1.5, 9, 0.9)
+    plain, ours = (torch.Generator().manual_seed(1) for _ in range(2))
+    tokens = PlainSampler(*networks).draw_raster(labels, settings, plain)
+    assert torch.equal(tokens, Sampler(*networks).draw(labels, settings, ours).tokens)
+    assert len(tokens.unique()) > 10
 
 
 def test_both_orders_have_one_shape():

@@ -11,8 +11,10 @@ from varlit.generation.editing import known_scales
 from varlit.generation.edits import EditSettings, draw_edits
 from varlit.generation.kept import KeptSampler
 from varlit.generation.outpainting import draw_around, place
+from varlit.generation.packed import PackedSampler
 from varlit.generation.requests import Request, draw_request
 from varlit.generation.sampler import Sampler, SamplingSettings
+from varlit.models.packed_linear import can_pack
 
 LABELS = torch.tensor([0, 1, 2, 1])
 FREE = SamplingSettings(cfg_scale=1.0, top_k=0, top_p=0.0)
@@ -82,10 +84,17 @@ def test_the_precision_is_that_of_the_request_or_of_the_autocast_around_it(sampl
     assert torch.equal(drawn.tokens, same.tokens)
 
 
-def test_on_a_cpu_in_full_precision_nothing_is_kept(sampler):
-    one, two = (KeptSampler().open(sampler.var, sampler.tokenizer, None, 9) for _ in "ab")
-    assert type(one) is type(two) is Sampler
-    assert one.var is sampler.var
+def test_on_a_cpu_packed_weights_are_kept_where_they_fit_twice(sampler, monkeypatch):
+    def opened(kept):
+        return kept.open(sampler.var, sampler.tokenizer, None, 9)
+
+    if can_pack(sampler.var):
+        kept = KeptSampler()
+        assert isinstance(opened(kept), PackedSampler)
+        assert opened(kept) is opened(kept)
+    for name in ("kept", "packed"):
+        monkeypatch.setattr(f"varlit.generation.{name}.can_pack", lambda var: False)
+    assert type(opened(KeptSampler())) is Sampler
 
 
 @pytest.mark.parametrize(

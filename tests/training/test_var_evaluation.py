@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torchvision import models
 from varlit.cli import main as command_line
 from varlit.errors import UserError
 from varlit.generation.compiled import FastSampler, open_sampler
-from varlit.generation.sampler import Sampler
+from varlit.generation.packed import PackedSampler
 from varlit.metrics.measures import Measures
 from varlit.metrics.published import VARS
 from varlit.models.files import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -274,15 +275,20 @@ def test_the_way_of_drawing_is_told_and_is_in_the_name_only_where_it_is_not_the_
     module = make_var_module()
     var, tokenizer = module.averaged, module.tokenizer
     config = EvaluationConfig(quick=3)
-    plain = open_sampler(var, tokenizer, None, num_images=50_000)
-    assert type(plain) is Sampler  # on a CPU
+    plain = open_sampler(var, tokenizer, False, num_images=50_000)
     assert subject_of(plain, config, "fp32", nullcontext).more == {}
+    packed = PackedSampler(var, tokenizer)
+    assert subject_of(packed, config, "fp32", nullcontext).more == {"drawn": "packed"}
+    in_bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
+    assert subject_of(packed, config, "bf16-mixed", in_bf16).more == {}, "then it is the plain one"
+    assert packed.var is var, "whose hash is in the protocol"
     fast = FastSampler(var, tokenizer, compile_mode="none", recorder=object())
     assert subject_of(fast, config, "fp32", nullcontext).more == {"drawn": "recorded"}
     compiled = FastSampler(var, tokenizer, recorder=object())
     assert subject_of(compiled, config, "fp32", nullcontext).more == {"drawn": "compiled"}
-    found = Evaluation((), {"num_images": 3})
-    assert with_drawing(found, plain).protocol == {"num_images": 3, "drawn": "eager"}
+    found = Evaluation((), {"sampling": {}})
+    assert with_drawing(found, plain).protocol == {"sampling": {}, "drawn": "eager"}
+    found = Evaluation((), {"sampling": {"drawn": "recorded"}})
     assert with_drawing(found, fast).protocol["drawn"] == "recorded"
     fast.told.add("the GPU has no memory")
     told = with_drawing(found, fast).protocol["drawn"]

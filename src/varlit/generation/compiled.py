@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from varlit.generation.editing import KnownTokens
+from varlit.generation.packed import open_stepwise
 from varlit.generation.random_numbers import GivenUniforms, ImageSeeds, RandomNumbers
 from varlit.generation.recorder import CudaRecorder, Recorder
 from varlit.generation.recording import GraphKey, Recording
@@ -28,7 +29,12 @@ from varlit.models.decoder_speed import (
     choose_decoder,
     prefer_decoder,
 )
-from varlit.models.drawing_copy import compile_drawing, drawing_copy, many_graphs
+from varlit.models.drawing_copy import (
+    autocast_dtype,
+    compile_drawing,
+    drawing_copy,
+    many_graphs,
+)
 from varlit.models.var import VAR, CompileMode
 from varlit.models.vqvae import VQVAE
 
@@ -106,7 +112,8 @@ class FastSampler(Sampler):
         known: KnownTokens | None = None,
     ) -> Drawn:
         """As `Sampler.draw`."""
-        if why := self._hindrance(settings, random, known):
+        has_own_numbers = isinstance(random, ImageSeeds | GivenUniforms)
+        if why := hindrance(self.var, settings, has_own_numbers, known):
             self._tell(f"{why}, so pictures are drawn without a CUDA graph")
             return self.plain().draw(labels, settings, random, with_frames, known)
         labels = self.var.check_labels(labels)
@@ -118,13 +125,6 @@ class FastSampler(Sampler):
                 return recording.draw(labels, uniform, known)
         given = GivenUniforms(uniform.to(self.var.device))
         return self.plain().draw(labels, settings, given, with_frames, known)
-
-    def _hindrance(
-        self, settings: SamplingSettings, random: RandomNumbers, known: KnownTokens | None
-    ) -> str:
-        """Why a batch cannot be recorded; empty if it can."""
-        has_own_numbers = isinstance(random, ImageSeeds | GivenUniforms)
-        return hindrance(self.var, settings, has_own_numbers, known)
 
     def _numbers(self, random: RandomNumbers) -> Tensor:
         """All random numbers of a batch.  # (B, L)"""
@@ -263,12 +263,6 @@ def hindrance(
     return ""
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What the autocast around this call would cast to; None where there is none."""
-    is_on = torch.is_autocast_enabled(device.type)
-    return torch.get_autocast_dtype(device.type) if is_on else None
-
-
 def open_sampler(
     var: VAR,
     tokenizer: VQVAE,
@@ -280,11 +274,11 @@ def open_sampler(
     """The sampler that fits the device and the amount of work.
 
     Args:
-        var: Draws; on its device.
+        var: Draws.
         tokenizer: Decodes, on the same device.
         fast: True = recorded and compiled, with the decoder that the clock finds fastest, which
-            takes minutes before the first picture. None = recorded on CUDA, and compiled from
-            10,000 images on. False = neither.
+            takes minutes before the first picture. None = recorded on CUDA, compiled from 10,000
+            images on. On a CPU both pack the weights. False = nothing of this.
         dtype: Of matrix products; None = that of the autocast around each draw, or fp32.
         num_images: How many will be drawn, where known.
     """
@@ -297,4 +291,4 @@ def open_sampler(
             f"CUDA graphs need a CUDA GPU, so pictures are drawn on the {var.device.type} as usual",
             stacklevel=2,
         )
-    return Sampler(var, tokenizer, dtype)
+    return Sampler(var, tokenizer, dtype) if fast is False else open_stepwise(var, tokenizer, dtype)

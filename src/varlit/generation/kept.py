@@ -11,12 +11,13 @@ import torch
 from varlit.generation.compiled import (
     COMPILE_FROM_IMAGES,
     FastSampler,
-    autocast_dtype,
     hindrance,
     open_sampler,
 )
 from varlit.generation.editing import KnownTokens
 from varlit.generation.sampler import Sampler, SamplingSettings
+from varlit.models.drawing_copy import autocast_dtype
+from varlit.models.packed_linear import can_pack
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.models.weight_versions import weight_versions
@@ -45,7 +46,7 @@ class KeptSampler:
             num_images: How many will be drawn.
         """
         dtype = autocast_dtype(var.device) if dtype is None else dtype
-        if dtype is None and var.device.type != "cuda":
+        if dtype is None and var.device.type != "cuda" and not can_pack(var):
             return Sampler(var, tokenizer)  # there is nothing to keep
         is_long = num_images >= COMPILE_FROM_IMAGES
         networks = (id(var), weight_versions(var), id(tokenizer), weight_versions(tokenizer))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from varlit.models.attention import AttentionPlan, attend
 from varlit.models.config import VARConfig
+from varlit.models.packed_linear import PackedLinear
 
 NORM_EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
@@ -123,9 +124,11 @@ class Attention(nn.Module):
                 the cache holds the past only.
             cache: Written in place when given.
         """
-        joined = None if cache is None else cache.qkv_bias
-        qkv = F.linear(x, self.qkv.weight, self.qkv_bias() if joined is None else joined)
-        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self._project_in(x, None if cache is None else cache.qkv_bias)
+            .unflatten(2, (3, self.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         if self.qk_l2_norm:
             if cache is not None:
                 # As autocast does, also where the weights themselves are in half precision.
@@ -136,6 +139,12 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         return self.projection(attend(q, k, v, plan, self.softmax_scale))
+
+    def _project_in(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(self.qkv, PackedLinear):
+            out: Tensor = self.qkv(x)  # with its bias
+            return out
+        return F.linear(x, self.qkv.weight, self.qkv_bias() if bias is None else bias)
 
 
 class MLP(nn.Sequential):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from varlit.generation.editing import KnownTokens
 from varlit.generation.edits import finish_edit, known_of_edit
+from varlit.generation.packed import open_stepwise
 from varlit.generation.random_numbers import ImageSeeds
-from varlit.generation.sampler import DrawnScale, Sampler, SamplingSettings
+from varlit.generation.sampler import DrawnScale, SamplingSettings
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE
 from varlit.page.class_titles import shown_titles
@@ -47,8 +48,9 @@ class Studio:
     """
 
     def __init__(self, var: VAR, tokenizer: VQVAE, opened: Opened, is_bf16: bool = False) -> None:
-        # Weights are cast here, once. Step by step, because each is looked at: no CUDA graph.
-        self.sampler = Sampler(var, tokenizer, torch.bfloat16 if is_bf16 else None)
+        # Weights are cast or packed here, once. Each step is looked at, so there is no CUDA graph.
+        dtype = torch.bfloat16 if is_bf16 else None
+        self.sampler = open_stepwise(var, tokenizer, dtype)
         self.opened, self.is_bf16 = opened, is_bf16
         self.bounds = Bounds(var.num_classes, tokenizer.config.image_size)
         self.queue = Queue(MAX_WAITING)

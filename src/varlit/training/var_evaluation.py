@@ -12,6 +12,7 @@ from torch import Tensor
 
 from varlit.errors import UserError
 from varlit.generation.compiled import FastSampler, open_sampler
+from varlit.generation.packed import PackedSampler
 from varlit.generation.rejection import Draw, Rejection, class_groups
 from varlit.generation.rejection_request import free_classes
 from varlit.generation.rejection_rule import RejectionCost
@@ -173,7 +174,9 @@ def subject_of(
         UserError: If a weight is not finite, or the tokenizer does not fit.
     """
     check_fits(sampler.tokenizer, sampler.var)
-    settings, way = config.sampling(), way_of(sampler)
+    settings = config.sampling()
+    with context():
+        way = way_of(sampler)
 
     @torch.no_grad()
     def draw(labels: Tensor, seeds: list[int]) -> Drawn:
@@ -194,7 +197,9 @@ def subject_of(
 
 
 def way_of(sampler: Sampler) -> str:
-    """How a sampler draws, in a word: `eager`, `recorded` or `compiled`."""
+    """How a sampler draws here and now, in a word: eager, packed, recorded or compiled."""
+    if isinstance(sampler, PackedSampler) and sampler.is_packed:
+        return "packed"
     if not isinstance(sampler, FastSampler):
         return EAGER
     return "recorded" if sampler.compile_mode == "none" else "compiled"
@@ -207,7 +212,7 @@ def with_drawing(found: Evaluation, sampler: Sampler) -> Evaluation:
         found: Of a subject that drew with `sampler`.
         sampler: It knows by now whether it had to do without a recording.
     """
-    told = way_of(sampler)
+    told = str(found.protocol["sampling"].get("drawn", EAGER))
     if isinstance(sampler, FastSampler) and sampler.told:
         told += f", some or all batches {EAGER}"
     return replace(found, protocol={**found.protocol, "drawn": told})
