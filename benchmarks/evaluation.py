@@ -23,8 +23,8 @@ from torch import Tensor
 from var_rows import row
 from var_sizes import SEED, SIZES, build_tokenizer, build_var, random_labels, random_tokens
 
-from varlit.generation.compiled import open_sampler
 from varlit.generation.random_numbers import ImageSeeds
+from varlit.generation.recorded.compiled import open_sampler
 from varlit.generation.sampler import Sampler, SamplingSettings
 from varlit.metrics.feature_rows import FeatureRows
 from varlit.metrics.frechet import FeatureStatistics, FeatureSums, statistics_distance

@@ -21,8 +21,8 @@ from plain_sampling import PlainSampler
 from sampling_limits import IMAGES_PER_S_TARGETS, Limit, limit_of
 from var_sizes import SIZES, build_tokenizer, build_var, random_labels
 
-from varlit.generation.compiled import open_sampler
 from varlit.generation.random_numbers import ImageSeeds
+from varlit.generation.recorded.compiled import open_sampler
 from varlit.generation.sampler import SamplingSettings
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from varlit.cli import main as command_line
-from varlit.cli.recipes import conf_folder, find_recipe, recipe_names, stage_of
+from varlit.cli.config.recipes import conf_folder, find_recipe, recipe_names, stage_of
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))

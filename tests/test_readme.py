@@ -24,12 +24,16 @@ import yaml
 from PIL import Image
 
 from varlit.checkpoints.official import official_state, save_official
-from varlit.cli import cache as cache_verb
-from varlit.cli import convert, demo, edit, evaluate, quickstart, reconstruct, sample, sweep
+from varlit.cli import demo, quickstart, reconstruct
 from varlit.cli import main as command_line
+from varlit.cli.config.recipes import option_value, read_yaml, run_name
+from varlit.cli.config.trust import ALLOW_IMPORT
 from varlit.cli.doctor import main as doctor
-from varlit.cli.recipes import option_value, read_yaml, run_name
-from varlit.cli.trust import ALLOW_IMPORT
+from varlit.cli.editing import edit
+from varlit.cli.files import cache as cache_verb
+from varlit.cli.files import convert
+from varlit.cli.results import evaluate, sweep
+from varlit.cli.sampling import sample
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
 from varlit.models.var import VAR

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from varlit.checkpoints.pretrained import PretrainedVAR, load
-from varlit.cli import demo, sample
+from varlit.cli import demo
 from varlit.cli import main as command_line
+from varlit.cli.sampling import sample
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import save_tokenizer, save_var
 from varlit.models.var import VAR

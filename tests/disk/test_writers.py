@@ -24,7 +24,7 @@ from varlit.callbacks.export import ExportWeights
 from varlit.callbacks.record import MetricsFile, RunRecord
 from varlit.callbacks.token_writer import _log
 from varlit.cli import main as command_line
-from varlit.cli.kept_config import KeptConfig
+from varlit.cli.config.kept import KeptConfig
 from varlit.data.bad_files import BadFile, BadFiles
 from varlit.data.formats import folder_index
 from varlit.data.formats.folders import open_folders

@@ -11,9 +11,9 @@ import yaml
 from tests.fuzz.kinds import Kind, Refused
 from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_text, mutate_zip
 from tests.fuzz.training_files import Colours
-from varlit.cli.recipes import read_yaml
-from varlit.cli.results import read_result
-from varlit.cli.results_page import page, table
+from varlit.cli.config.recipes import read_yaml
+from varlit.cli.results.measured import read_result
+from varlit.cli.results.page import page, table
 from varlit.metrics.frechet import FeatureStatistics, read_statistics
 from varlit.metrics.networks import FeatureNetwork
 from varlit.metrics.npz_images import NpzImages

@@ -20,8 +20,8 @@ from tests.fuzz.command_lines import (
     run_line,
 )
 from tests.fuzz.kinds import Refused
+from varlit.cli.config.recipes import STAGES
 from varlit.cli.main import VERBS
-from varlit.cli.recipes import STAGES
 
 LINES = json.dumps(known_lines()).encode()
 VERBS_THAT_PARSE = sorted(set(VERBS) - TRAIN_OR_SERVE)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.strategies import junk, values_of
-from varlit.cli.recipes import read_yaml
+from varlit.cli.config.recipes import read_yaml
 from varlit.data.formats.shards_file import MAX_PATTERN_FILES, expand_braces
 from varlit.errors import UserError
-from varlit.generation.rejection_rule import RejectionSettings
+from varlit.generation.rejection.rule import RejectionSettings
 from varlit.generation.sampler import SamplingSettings
 from varlit.losses.config import TokenizerLossConfig
 from varlit.models.config import PlainConfig, TokenizerConfig, VARConfig

@@ -14,7 +14,7 @@ from tests.fuzz import model_files, training_files
 from varlit.callbacks.bad_steps import read_bad_step
 from varlit.checkpoints.official_pickles import read_pickle
 from varlit.errors import UserError
-from varlit.generation.rejection_rule import RejectionCost
+from varlit.generation.rejection.rule import RejectionCost
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.files import load_tokenizer, load_var
 from varlit.ops.scales import Scales

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.strategies import junk
 from varlit.errors import UserError
-from varlit.generation.editing import KnownTokens, known_at_scales, latent_mask, pixel_mask
+from varlit.generation.editing.known import KnownTokens, known_at_scales, latent_mask, pixel_mask
 from varlit.ops.pyramid import enlarge, shrink, to_map, to_sequence
 from varlit.ops.raster import RasterScan
 from varlit.ops.scales import MAX_SCALES, MAX_SIDE, Scales

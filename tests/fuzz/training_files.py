@@ -13,7 +13,7 @@ from tests.fuzz.mutations import mutate_bytes, mutate_tree, mutate_zip
 from varlit.callbacks.bad_steps import read_bad_step
 from varlit.checkpoints.official_pickles import read_pickle
 from varlit.errors import UserError
-from varlit.generation.rejection_rule import RejectionCost
+from varlit.generation.rejection.rule import RejectionCost
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.networks import FeatureNetwork, Features
 from varlit.training.checkpoint_files import damage, newest_whole, read_checkpoint

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from varlit.generation.compiled import open_sampler
 from varlit.generation.packed import PackedSampler, open_stepwise
 from varlit.generation.random_numbers import ImageSeeds
+from varlit.generation.recorded.compiled import open_sampler
 from varlit.generation.sampler import Sampler, SamplingSettings
 from varlit.models.packed_linear import PackedLinear, can_pack
 

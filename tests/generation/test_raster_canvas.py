@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from varlit.generation.canvas import open_canvas
-from varlit.generation.editing import known_outside, known_scales
+from varlit.generation.editing.known import known_outside, known_scales
 from varlit.generation.raster_canvas import RasterCanvas
 from varlit.generation.sampler import ImageSeeds, Sampler, SamplingSettings
 from varlit.models.config import TokenizerConfig, VARConfig

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from varlit.errors import UserError
-from varlit.generation.editing import known_scales
+from varlit.generation.editing.known import known_scales
 from varlit.generation.requests import (
     Request,
     as_classes,

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from varlit.generation.edits import EditSettings, draw_edits
+from varlit.generation.editing.edits import EditSettings, draw_edits
 from varlit.generation.requests import Request
 from varlit.page.requests import parse_request
 from varlit.viz.grids import to_uint8

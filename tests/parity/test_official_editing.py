@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from varlit.checkpoints.pretrained import PretrainedVAR, PretrainedVQVAE
-from varlit.generation.editing import known_outside
+from varlit.generation.editing.known import known_outside
 from varlit.models.files import LoadedVAR
 
 pytestmark = pytest.mark.slow

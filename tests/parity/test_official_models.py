@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from varlit.checkpoints.official import official_tokenizer_name, official_var_name
-from varlit.generation.editing import known_outside
+from varlit.generation.editing.known import known_outside
 from varlit.generation.sampler import Sampler, SamplingSettings
 from varlit.losses.next_scale import next_scale_loss
 from varlit.training.optim import OptimConfig, build_adamw, gradient_norm, set_schedule

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from varlit.checkpoints.official import official_tokenizer_name, official_var_name
-from varlit.generation.editing import KnownTokens, known_at_scales
+from varlit.generation.editing.known import KnownTokens, known_at_scales
 from varlit.generation.sampler import Sampler, SamplingSettings
 from varlit.losses.next_scale import next_scale_loss
 from varlit.models.config import TokenizerConfig, VARConfig

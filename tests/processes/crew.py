@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from varlit.cli import processes
 from varlit.cli.main import _complain
+from varlit.cli.running import processes
 from varlit.data.loader import ResumableLoader
 from varlit.data.order import EpochBatchSampler
 from varlit.errors import UserError

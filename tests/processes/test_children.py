@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
-from varlit.cli import processes
-from varlit.cli.children import shell_code, started_by, told_ending
-from varlit.cli.processes import SharedFate
+from varlit.cli.running import processes
+from varlit.cli.running.children import shell_code, started_by, told_ending
+from varlit.cli.running.processes import SharedFate
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from varlit.cli import main as command_line
-from varlit.cli.recipes import read_yaml
-from varlit.cli.trust import require_typed, split_imports
+from varlit.cli.config.recipes import read_yaml
+from varlit.cli.config.trust import require_typed, split_imports
 from varlit.errors import UserError
 
 
@@ -132,7 +132,7 @@ def test_a_class_where_anything_may_stand_is_not_built(stranger: str) -> None:
     """`dict_kwargs` take any value, so no type would hold a class back."""
     from jsonargparse import ArgumentParser
 
-    from varlit.cli.trust import restrict_parsing
+    from varlit.cli.config.trust import restrict_parsing
 
     restrict_parsing([])
     parser = ArgumentParser(exit_on_error=False)
@@ -169,7 +169,7 @@ def test_yaml_makes_no_objects(
 
 def raise_yaml(tag: str) -> None:
     """`varlit info` reads flags as YAML as well."""
-    from varlit.cli.info import parse_overrides
+    from varlit.cli.pricing.info import parse_overrides
 
     try:
         parse_overrides(["--a.b", tag])

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 WARM = (
-    *("varlit.cli.stage", "varlit.cli.checkpoint", "varlit.cli.evaluate", "varlit.cli.report"),
+    *("varlit.cli.stage", "varlit.cli.running.checkpoint"),
+    *("varlit.cli.results.evaluate", "varlit.cli.results.report"),
     *("varlit.training.tokenizer", "varlit.training.var", "varlit.data.digits"),
     *("torch.utils.tensorboard", "sklearn.datasets", "torchvision.transforms"),
 )

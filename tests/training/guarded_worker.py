@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from varlit.callbacks.guard import Guard
-from varlit.cli.noticeboard import disconnect
+from varlit.cli.running.noticeboard import disconnect
 from varlit.data.digits import DigitsDataModule
 from varlit.data.tokens.module import TokenDataModule
 from varlit.losses.tokenizer import TokenizerLossConfig

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from varlit.callbacks.fid import QuickFID
-from varlit.cli.noticeboard import disconnect
+from varlit.cli.running.noticeboard import disconnect
 from varlit.data.tokens.module import TokenDataModule
 from varlit.metrics.networks import FeatureNetwork, Features, register_network
 from varlit.models.config import VARConfig

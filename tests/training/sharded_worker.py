@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from varlit.cli.noticeboard import disconnect
+from varlit.cli.running.noticeboard import disconnect
 from varlit.data.tokens.module import TokenDataModule
 from varlit.models.config import VARConfig
 from varlit.training.optim import OptimConfig

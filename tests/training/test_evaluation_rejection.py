@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from varlit.errors import UserError
-from varlit.generation.rejection import Rejection, keep_all
-from varlit.generation.rejection_rule import RejectionSettings
+from varlit.generation.rejection.choice import Rejection, keep_all
+from varlit.generation.rejection.rule import RejectionSettings
 from varlit.generation.sampler import Drawn
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.networks import FeatureNetwork, Features

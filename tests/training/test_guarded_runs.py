@@ -16,7 +16,7 @@ from varlit.callbacks.bad_steps import read_bad_step
 from varlit.callbacks.guard import Guard
 from varlit.callbacks.roll_back import last_good
 from varlit.cli import main as command_line
-from varlit.cli.replay import _replayed
+from varlit.cli.running.replay import _replayed
 from varlit.data.digits import DigitsDataModule
 from varlit.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from varlit.cli import main as command_line
-from varlit.cli.consolidate import consolidate
+from varlit.cli.files.consolidate import consolidate
 from varlit.models.files import load_var
 from varlit.training.shard_files import in_parts
 

@@ -17,8 +17,8 @@ from torchvision import models
 
 from varlit.cli import main as command_line
 from varlit.errors import UserError
-from varlit.generation.compiled import FastSampler, open_sampler
 from varlit.generation.packed import PackedSampler
+from varlit.generation.recorded.compiled import FastSampler, open_sampler
 from varlit.metrics.measures import Measures
 from varlit.metrics.published import VARS
 from varlit.models.files import load_tokenizer, save_tokenizer, tokenizer_hash

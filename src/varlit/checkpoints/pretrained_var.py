@@ -12,11 +12,11 @@ from torch import Tensor
 from varlit.checkpoints.hub import Shareable
 from varlit.checkpoints.pretrained_vqvae import PretrainedVQVAE
 from varlit.errors import UserError
-from varlit.generation.coarse import known_coarse
-from varlit.generation.edits import EditSettings, draw_edits
-from varlit.generation.kept import KeptSampler
-from varlit.generation.outpainting import draw_around, place
-from varlit.generation.rejection import Classify
+from varlit.generation.editing.coarse import known_coarse
+from varlit.generation.editing.edits import EditSettings, draw_edits
+from varlit.generation.editing.outpainting import draw_around, place
+from varlit.generation.recorded.kept import KeptSampler
+from varlit.generation.rejection.choice import Classify
 from varlit.generation.requests import (
     Choice,
     Labels,

@@ -18,19 +18,19 @@ from varlit.errors import UserError
 VERBS = {
     "tokenizer": "varlit.cli.tokenizer",
     "var": "varlit.cli.var",
-    "sample": "varlit.cli.sample",
+    "sample": "varlit.cli.sampling.sample",
     "demo": "varlit.cli.demo",
-    "edit": "varlit.cli.edit",
+    "edit": "varlit.cli.editing.edit",
     "reconstruct": "varlit.cli.reconstruct",
-    "convert": "varlit.cli.convert",
-    "data": "varlit.cli.data",
-    "cache": "varlit.cli.cache",
-    "evaluate": "varlit.cli.evaluate",
-    "compare": "varlit.cli.compare",
+    "convert": "varlit.cli.files.convert",
+    "data": "varlit.cli.files.data",
+    "cache": "varlit.cli.files.cache",
+    "evaluate": "varlit.cli.results.evaluate",
+    "compare": "varlit.cli.results.compare",
     "quickstart": "varlit.cli.quickstart",
-    "consolidate": "varlit.cli.consolidate",
-    "replay": "varlit.cli.replay",
-    "info": "varlit.cli.info",
+    "consolidate": "varlit.cli.files.consolidate",
+    "replay": "varlit.cli.running.replay",
+    "info": "varlit.cli.pricing.info",
     "doctor": "varlit.cli.doctor.main",
 }
 
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(verb: str, argv: list[str]) -> int:
     """Import a verb's module and hand it the rest of the line; a parser's exit is an exit code."""
-    from varlit.cli.quiet import format_warnings
+    from varlit.cli.running.quiet import format_warnings
 
     format_warnings()
     try:

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         if code:
             return code
     print("\n== Draw, judge and measure", flush=True)
-    from varlit.cli.digit_report import measure
+    from varlit.cli.results.digit_report import measure
 
     report, picture = measure(
         args.out / "var", args.num_samples, args.cfg_scale, args.seed, args.out / PICTURE_FILE

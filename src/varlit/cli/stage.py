@@ -20,17 +20,18 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from varlit.callbacks.curves import Curves
-from varlit.cli import report, resume
-from varlit.cli.checkpoint import check_strategy
-from varlit.cli.devices import check_training, place, wants_ddp
-from varlit.cli.kept_config import KeptConfig
-from varlit.cli.memory_advice import advice, exhausted
-from varlit.cli.parser import Parser, prefer_integers, require_values
-from varlit.cli.processes import SharedFate
-from varlit.cli.quiet import quieten
-from varlit.cli.recipes import base_chain, expand, option_value, split_configs
-from varlit.cli.run_lock import RunLock
-from varlit.cli.trust import require_typed, restrict_parsing, split_imports
+from varlit.cli.config.kept import KeptConfig
+from varlit.cli.config.parser import Parser, prefer_integers, require_values
+from varlit.cli.config.recipes import base_chain, expand, option_value, split_configs
+from varlit.cli.config.trust import require_typed, restrict_parsing, split_imports
+from varlit.cli.results import report
+from varlit.cli.running import resume
+from varlit.cli.running.checkpoint import check_strategy
+from varlit.cli.running.devices import check_training, place, wants_ddp
+from varlit.cli.running.lock import RunLock
+from varlit.cli.running.memory_advice import advice, exhausted
+from varlit.cli.running.processes import SharedFate
+from varlit.cli.running.quiet import quieten
 from varlit.cli.verbs import typed
 from varlit.errors import UserError
 from varlit.models.config import PlainConfig

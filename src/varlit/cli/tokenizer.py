@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.record import RunRecord
     from varlit.callbacks.speed import SpeedWatch
     from varlit.callbacks.token_writer import TokenWriter
-    from varlit.cli.checkpoint import Checkpoint
+    from varlit.cli.running.checkpoint import Checkpoint
     from varlit.cli.stage import Stage, StageCLI
     from varlit.data.digits import DigitsDataModule  # noqa: F401  found by `--data <name>`
     from varlit.data.imagenet import ImageNetDataModule  # noqa: F401  found by `--data <name>`

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     if verb is None:
         return 0
     if verb == "sweep":
-        from varlit.cli.sweep import main as sweep
+        from varlit.cli.results.sweep import main as sweep
 
         return sweep(args)
     from varlit.callbacks.completions import Completions
@@ -50,8 +50,8 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.record import RunRecord
     from varlit.callbacks.samples import Samples
     from varlit.callbacks.speed import SpeedWatch
-    from varlit.cli.checkpoint import Checkpoint
-    from varlit.cli.model_folder import ModelFolder, stands_in
+    from varlit.cli.config.model_folder import ModelFolder, stands_in
+    from varlit.cli.running.checkpoint import Checkpoint
     from varlit.cli.stage import Stage, StageCLI
     from varlit.data.tokens.module import TokenDataModule
     from varlit.training.var import VARModule

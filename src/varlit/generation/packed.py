@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from varlit.generation.editing import KnownTokens
+from varlit.generation.editing.known import KnownTokens
 from varlit.generation.random_numbers import RandomNumbers
 from varlit.generation.sampler import DrawnScale, Sampler, SamplingSettings
 from varlit.models.drawing_copy import autocast_dtype, packed_copy

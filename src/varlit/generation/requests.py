@@ -19,17 +19,17 @@ from varlit.generation.arguments import (
     check_fits,
     check_generator,
 )
-from varlit.generation.counterparts import counterparts, unmatched
-from varlit.generation.editing import KnownTokens
-from varlit.generation.kept import KeptSampler, suited
+from varlit.generation.editing.known import KnownTokens
 from varlit.generation.memory import within_memory
-from varlit.generation.rejection import (
+from varlit.generation.recorded.kept import KeptSampler, suited
+from varlit.generation.rejection.choice import (
     Classify,
     Rejection,
     keep_all,
     num_outputs,
 )
-from varlit.generation.rejection_rule import RejectionSettings
+from varlit.generation.rejection.counterparts import counterparts, unmatched
+from varlit.generation.rejection.rule import RejectionSettings
 from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
 from varlit.models.var import VAR
 from varlit.models.vqvae import VQVAE

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from varlit.errors import UserError
 from varlit.generation.canvas import open_canvas
-from varlit.generation.editing import KnownTokens
+from varlit.generation.editing.known import KnownTokens
 from varlit.generation.random_numbers import GivenUniforms, ImageSeeds, RandomNumbers
 from varlit.models.drawing_copy import drawing_copy
 from varlit.models.sampling_state import ClassSignals, SamplingState

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varlit.generation.editing import KnownTokens
-from varlit.generation.edits import finish_edit, known_of_edit
+from varlit.generation.editing.edits import finish_edit, known_of_edit
+from varlit.generation.editing.known import KnownTokens
 from varlit.generation.packed import open_stepwise
 from varlit.generation.random_numbers import ImageSeeds
 from varlit.generation.sampler import DrawnScale, SamplingSettings

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from varlit.errors import UserError
-from varlit.generation.edits import EditSettings
+from varlit.generation.editing.edits import EditSettings
 from varlit.generation.sampler import SamplingSettings
 from varlit.ops.filtering import GUIDANCE_KINDS
 from varlit.page.pictures import read_image, read_mask

@@ -18,7 +18,7 @@ from torch import Tensor
 from varlit.data.progress import Progress
 from varlit.data.whole_files import write_json
 from varlit.errors import UserError
-from varlit.generation.rejection_rule import RejectionCost
+from varlit.generation.rejection.rule import RejectionCost
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.measures import Measures, measure
 from varlit.metrics.networks import FeatureNetwork

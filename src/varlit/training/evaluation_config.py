@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from varlit.errors import UserError
-from varlit.generation.rejection_request import RejectionRequest
-from varlit.generation.rejection_rule import PAPER_PER_CLASS, RejectionSettings
+from varlit.generation.rejection.request import RejectionRequest
+from varlit.generation.rejection.rule import PAPER_PER_CLASS, RejectionSettings
 from varlit.generation.sampler import SamplingSettings
 from varlit.metrics.measures import PAPER_NUM_IMAGES, MeasureSettings
 from varlit.metrics.networks import INCEPTION, FeatureNetwork, open_network

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from varlit.generation.rejection_rule import RejectionCost
+from varlit.generation.rejection.rule import RejectionCost
 from varlit.metrics.ranks import sum_over_ranks
 
 PACKAGES = (

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from varlit.errors import UserError
-from varlit.generation.rejection_rule import RejectionCost
+from varlit.generation.rejection.rule import RejectionCost
 from varlit.metrics.image_features import ImageFeatures
 from varlit.metrics.ranks import place_among_ranks
 from varlit.training.checkpoint_files import remove_leftovers

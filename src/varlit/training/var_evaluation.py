@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from varlit.errors import UserError
-from varlit.generation.compiled import FastSampler, open_sampler
 from varlit.generation.packed import PackedSampler
-from varlit.generation.rejection import Draw, Rejection, class_groups
-from varlit.generation.rejection_request import free_classes
-from varlit.generation.rejection_rule import RejectionCost
+from varlit.generation.recorded.compiled import FastSampler, open_sampler
+from varlit.generation.rejection.choice import Draw, Rejection, class_groups
+from varlit.generation.rejection.request import free_classes
+from varlit.generation.rejection.rule import RejectionCost
 from varlit.generation.requests import check_fits
 from varlit.generation.sampler import Drawn, ImageSeeds, Sampler
 from varlit.metrics.networks import FeatureNetwork, module_hash

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from varlit.errors import UserError
-from varlit.generation.editing import KnownTokens, known_scales
+from varlit.generation.editing.known import KnownTokens, known_scales
 from varlit.generation.sampler import Drawn, ImageSeeds, Sampler, SamplingSettings
 from varlit.models.config import VARConfig
 from varlit.models.files import save_var

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from varlit.cli import main as command_line
-from varlit.cli.devices import Placement
 from varlit.cli.doctor import machine
 from varlit.cli.doctor import recipe as doctor_recipe
 from varlit.cli.doctor.checks import GIB
 from varlit.cli.doctor.needs import count_checkpoints, estimate
 from varlit.cli.doctor.recipe import check_data, compare, count_devices, ram_needed, resolve
+from varlit.cli.running.devices import Placement
 from varlit.errors import UserError
 
 GPU = Placement("gpu", 2, "bf16-mixed")

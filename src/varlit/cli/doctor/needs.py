@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from varlit.cli.costs import NUM_IMAGES, expected_cache, flat_data, global_batch, num_steps
 from varlit.cli.doctor.checks import Memory
-from varlit.cli.tokenizer_memory import has_average, tokenizer_memory
-from varlit.cli.tracing import count
-from varlit.cli.var_memory import var_memory
+from varlit.cli.pricing.costs import NUM_IMAGES, expected_cache, flat_data, global_batch, num_steps
+from varlit.cli.pricing.tokenizer_memory import has_average, tokenizer_memory
+from varlit.cli.pricing.tracing import count
+from varlit.cli.pricing.var_memory import var_memory
 from varlit.errors import UserError
 from varlit.models.config import TokenizerConfig, VARConfig
 from varlit.models.initialization import shapes_only

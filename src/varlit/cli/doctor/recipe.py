@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from varlit.cli.costs import flat_data
-from varlit.cli.devices import Placement, place
+from varlit.cli.config.recipes import STAGES, base_chain, find_recipe, find_trainer_group, read_yaml
 from varlit.cli.doctor import checks, machine
 from varlit.cli.doctor.findings import Finding
 from varlit.cli.doctor.main import check_imagenet
 from varlit.cli.doctor.needs import Needs, estimate
-from varlit.cli.info import find_settings, merge, parse_overrides
-from varlit.cli.recipes import STAGES, base_chain, find_recipe, find_trainer_group, read_yaml
+from varlit.cli.pricing.costs import flat_data
+from varlit.cli.pricing.info import find_settings, merge, parse_overrides
+from varlit.cli.running.devices import Placement, place
 from varlit.errors import UserError
 
 BYTES_OF_A_PROCESS = 2**30

@@ -1,0 +1,1 @@
+"""What settings come from and may ask for: read before anything runs."""

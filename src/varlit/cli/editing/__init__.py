@@ -1,0 +1,1 @@
+"""`varlit edit`: from a photo and flags to the pictures that continue it."""

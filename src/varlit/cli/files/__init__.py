@@ -1,0 +1,1 @@
+"""Verbs that pack, convert, put together and check files: images, tokens, weights."""

@@ -1,0 +1,1 @@
+"""`varlit info`: parameters, operations, memory and steps, found without a GPU."""

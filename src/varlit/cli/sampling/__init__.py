@@ -1,0 +1,1 @@
+"""`varlit sample`: from flags to pictures; rejection sampling for all verbs that draw."""

@@ -1,0 +1,1 @@
+"""Drawing fast on CUDA: recorded once, replayed by a single launch."""

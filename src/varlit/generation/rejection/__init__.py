@@ -1,0 +1,1 @@
+"""Rejection sampling: draw more than is wanted, keep what a classifier knows best."""
