@@ -3,11 +3,18 @@ import torch
 from torch.nn import functional as F
 
 from varlit.models.drawing_copy import drawing_copy, packed_copy
-from varlit.models.packed_linear import PackedLinear, can_pack
+from varlit.models.packed_linear import PackedLinear, can_pack, has_packed_product
 
 pytestmark = pytest.mark.skipif(
-    not can_pack(torch.nn.Linear(2, 2)), reason="this machine has no packed product"
+    not has_packed_product(), reason="this machine has no packed product"
 )
+
+
+@pytest.fixture(autouse=True)
+def at_any_width(monkeypatch):
+    monkeypatch.setattr("varlit.models.packed_linear.MIN_WIDTH", 1)
+
+
 LABELS = torch.tensor([0, 2, 1])
 
 
@@ -55,6 +62,9 @@ def test_an_image_is_the_same_in_any_batch(make_var):
 def test_only_fp32_on_this_cpu_is_packed(make_var, monkeypatch):
     var = make_var()
     assert can_pack(var)
+    monkeypatch.setattr("varlit.models.packed_linear.MIN_WIDTH", 256)
+    assert not can_pack(var), "it would not pay"
+    monkeypatch.setattr("varlit.models.packed_linear.MIN_WIDTH", 1)
     assert not can_pack(drawing_copy(var, torch.bfloat16))
     assert not can_pack(var.to("meta"))
     monkeypatch.setattr("varlit.models.packed_linear._memory_bytes", lambda: 1000)

@@ -1,6 +1,9 @@
 """Config files of strangers: YAML that makes objects, classes that run code, commands, secrets."""
 
+import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import yaml
 
 from varlit.cli import main as command_line
 from varlit.cli.config.recipes import read_yaml
-from varlit.cli.config.trust import require_typed, split_imports
+from varlit.cli.config.trust import require_trusted, require_typed, split_imports
 from varlit.errors import UserError
 
 
@@ -49,8 +52,8 @@ def test_a_class_of_elsewhere_is_not_imported(
 ) -> None:
     assert fit({"data": {"class_path": f"{stranger}.data.Mine"}}) == 2
     told = capsys.readouterr().err
-    assert f"{stranger}.data.Mine is not of varlit, lightning, torch, torchvision" in told
-    assert f"--allow-import {stranger}" in told
+    assert f"{stranger}.data.Mine is not among the classes that a config may name" in told
+    assert f"--allow-import {stranger}.data" in told
     assert len(told.splitlines()) == 1
     assert f"{stranger}.data" not in sys.modules
 
@@ -89,6 +92,13 @@ def test_it_is_not_imported_from_any_place_that_takes_a_class(stranger: str, pla
         *("torch.utils.cpp_extension.load_inline", "torch.utils.benchmark.Timer"),
         *("lightning.pytorch.cli.LightningCLI", "varlit.cli.main.main"),
         *("varlit.cli.main.importlib.import_module", "jsonargparse.set_parsing_settings"),
+        *("torch.utils.collect_env.run", "torch.utils.data.datapipes.utils.decoder.basichandlers"),
+        *("torchvision.datasets.utils.extract_archive", "torch.backends.xeon.run_cpu.main"),
+        *("torch.distributed.launch.main", "torch.cuda._memory_viz.format_flamegraph"),
+        *("torch.distributed.distributed_c10d._tensor_to_object", "torch.onnx.export"),
+        *("lightning.fabric.utilities.cloud_io._load", "torch.utils.hipify.hipify_python.hipify"),
+        *("varlit.data.formats.tar_stream.read_text", "varlit.arrays.read_array"),
+        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint.load_state_dict",
     ],
 )
 def test_functions_that_run_code_are_not_taken_where_a_function_may_stand(
@@ -96,7 +106,49 @@ def test_functions_that_run_code_are_not_taken_where_a_function_may_stand(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert fit(callback(path)) == 2
-    assert "a config may not name it" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is not among the classes that a config may name" in told or "would be run" in told
+
+
+CHAIN = {
+    "class_path": "torch.utils.data.datapipes.map.Mapper",
+    "init_args": {
+        "datapipe": {
+            "class_path": "torch.utils.data.datapipes.map.SequenceWrapper",
+            "init_args": {"sequence": ["touch {trap}"]},
+        },
+        "fn": "torch.utils.collect_env.run",
+    },
+}
+LISTING = {
+    "class_path": "torchvision.datasets.DatasetFolder",
+    "init_args": {"root": "evil", "loader": "torch.utils.collect_env.run", "extensions": [".png"]},
+}
+
+
+@pytest.mark.parametrize("dataset", [CHAIN, LISTING], ids=["chain", "listing"])
+def test_data_sets_that_run_what_they_read_are_not_built(
+    dataset: dict[str, Any], trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil" / "class").mkdir(parents=True)
+    (tmp_path / "evil" / "class" / f"x;touch {trap.name};.png").touch()
+    data = json.loads(json.dumps(dataset).replace("{trap}", str(trap)))
+    given = {"train_dataset": data, "val_dataset": data, "batch_size": 1}
+    module = "lightning.pytorch.LightningDataModule.from_datasets"
+    content = {"data": {"class_path": module, "init_args": given}}
+    Path("theirs.yaml").write_text(yaml.safe_dump(content))
+    words = ["tokenizer", "fit", "-c", "digits", "-c", "theirs.yaml", "--name", "x", "--gpus", "0"]
+    assert command_line.main(words) == 2, "and it is no dry run"
+    assert not trap.exists()
+
+
+def test_a_class_method_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = "varlit.training.tokenizer.TokenizerModule.load_from_checkpoint"
+    with pytest.raises(UserError, match="expected a class"):
+        require_trusted({"model": {"class_path": path}}, [])
+    require_trusted({"data": {"class_path": "varlit.data.images.ImageDataModule"}}, [])
 
 
 def test_known_classes_and_functions_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +168,9 @@ def test_who_is_trusted_is_imported_for_one_command(
     capsys.readouterr()
     assert fit(theirs) == 2, "the word counts for the command that it was typed for"
     assert fit(theirs, f"--allow-import={stranger}.other") == 2
+    hook = callback(f"{stranger}.data.hook")
+    assert fit(hook, "--allow-import", stranger) == 0
+    assert fit(hook) == 2
     assert fit(theirs | {"allow_import": [stranger]}) == 2, "a file does not vouch for itself"
     assert fit(f"allow-import: {stranger}\n") == 2
 
@@ -142,6 +197,39 @@ def test_a_class_where_anything_may_stand_is_not_built(stranger: str) -> None:
         found = parser.instantiate(parser.parse_object({"value": spec}))
         assert type(found.value).__name__ in {"dict", "Namespace"}
     assert f"{stranger}.data" not in sys.modules
+
+
+def test_configs_behind_addresses_are_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    asked: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    monkeypatch.chdir(tmp_path)
+    place = "memory://theirs/data.yaml"
+    with fsspec.open(place, "w") as file:
+        file.write("class_path: DigitsDataModule\ninit_args: {batch_size: 3}\n")
+    server = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+    try:
+        for address in (f"http://127.0.0.1:{server.server_port}/data.yaml", place):
+            assert fit({}, "--data", address) == 2
+            assert fit({"data": address}) == 2
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == []
 
 
 TAGS = (
@@ -226,7 +314,15 @@ def test_what_runs_a_program_has_to_be_typed() -> None:
         require_typed(settings, [])
     with pytest.raises(UserError, match=r"a config sets model\.list to the command `pipe:b`"):
         require_typed(settings, ["--model.evaluation.trust_torchscript", "true"])
-    require_typed(settings, ["--model.evaluation.trust_torchscript", "true", '["pipe:b"]'])
+    typed = ["--model.evaluation.trust_torchscript", "true"]
+    require_typed(settings, [*typed, "--model.list", '["pipe:b"]'])
+    require_typed(settings, ["--model.evaluation.trust_torchscript=true", "--model.list=pipe:b"])
+    for others in (["--model.list", "pipe:bc"], ["--model.list", "x pipe:b"]):
+        with pytest.raises(UserError, match="the command `pipe:b`"):
+            require_typed(settings, [*typed, *others])
+    for other in ("--model.other.trust_torchscript=true", f"{typed[0]}=false"):
+        with pytest.raises(UserError, match=r"trust_torchscript true"):
+            require_typed(settings, [other, "--model.list", "pipe:b"])
     require_typed({"model": {"trust_torchscript": False}}, [])
 
 

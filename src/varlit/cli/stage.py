@@ -23,7 +23,7 @@ from varlit.callbacks.curves import Curves
 from varlit.cli.config.kept import KeptConfig
 from varlit.cli.config.parser import Parser, prefer_integers, require_values
 from varlit.cli.config.recipes import base_chain, expand, option_value, split_configs
-from varlit.cli.config.trust import require_typed, restrict_parsing, split_imports
+from varlit.cli.config.trust import require_trusted, restrict_parsing, split_imports
 from varlit.cli.results import report
 from varlit.cli.running import resume
 from varlit.cli.running.checkpoint import check_strategy
@@ -118,7 +118,7 @@ class StageCLI(LightningCLI):
         require_values(args)
         self.config = parser.parse_args(args)
         self.settings = self.config[self.asked]
-        require_typed(self.settings.as_dict(), split_configs(self.typed)[1])
+        require_trusted(self.settings.as_dict(), split_configs(self.typed)[1])
         self.run_dir = Path(self.settings.root) / self.settings.name
 
     def _parse_ckpt_path(self) -> None:

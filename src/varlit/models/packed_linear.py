@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import os
 import platform
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from varlit.models.var import VAR
+
 MAX_SHARE_OF_MEMORY = 0.25
 """Packed weights stand beside the original ones, which training and saving still need."""
+MIN_WIDTH = 256
+"""The product costs some 30 us a call to begin with: at width 64 it loses (benchmarks/results)."""
 
 
 class PackedLinear(nn.Module):
@@ -43,24 +49,28 @@ class PackedLinear(nn.Module):
         return out
 
 
-def can_pack(network: nn.Module) -> bool:
-    """Whether this machine has the packed product, and memory for the weights once more.
+def can_pack(var: VAR) -> bool:
+    """Whether this machine has the packed product, memory for the weights twice, and it pays.
 
     The same on a machine every time, so that the same seed draws the same tokens there.
 
     Args:
-        network: In fp32 on the CPU, or it cannot.
+        var: In fp32 on the CPU, or it cannot.
     """
-    weights = list(network.parameters())
+    weights = list(var.parameters())
+    if not has_packed_product() or var.config.resolved_width < MIN_WIDTH:
+        return False
     if any(w.device.type != "cpu" or w.dtype != torch.float32 for w in weights):
         return False
-    has_product = torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
-    if not has_product or platform.machine().lower() not in {"x86_64", "amd64"}:
-        return False  # elsewhere nobody has measured it
     num_bytes = sum(w.numel() * w.element_size() for w in weights)
     return num_bytes <= MAX_SHARE_OF_MEMORY * _memory_bytes()
+
+
+def has_packed_product() -> bool:
+    """Whether torch has it here; on other processors than x86 nobody has measured it."""
+    is_x86 = platform.machine().lower() in {"x86_64", "amd64"}
+    has_it = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return is_x86 and has_it and torch.backends.mkldnn.is_available()
 
 
 def _memory_bytes() -> int:

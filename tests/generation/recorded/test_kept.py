@@ -88,6 +88,7 @@ def test_on_a_cpu_packed_weights_are_kept_where_they_fit_twice(sampler, monkeypa
     def opened(kept):
         return kept.open(sampler.var, sampler.tokenizer, None, 9)
 
+    monkeypatch.setattr("varlit.models.packed_linear.MIN_WIDTH", 1)
     if can_pack(sampler.var):
         kept = KeptSampler()
         assert isinstance(opened(kept), PackedSampler)

@@ -4,29 +4,37 @@ Recipes are passed around, and the config of a run comes with its folder. A file
 classes; what runs other code, or a command, has to be typed.
 """
 
+import contextlib
+import inspect
+import pydoc
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+import yaml
+from jsonargparse import get_loader
 
 from varlit.errors import UserError
 
 ALLOW_IMPORT = "--allow-import"
-PACKAGES = ("varlit", "lightning", "torch", "torchvision")
-"""Whose classes a config may name. jsonargparse asks before it imports, and once more where the
-object found is defined: `torch.os.system` is not torch's."""
-CODE_RUNNERS = (
-    *("torch.load", "torch.serialization", "torch.hub", "torch.jit", "torch.package", "torch.fx"),
-    *("torch.ops", "torch.classes", "torch.multiprocessing", "torch.testing", "torch.export"),
-    *("torch.utils.cpp_extension", "torch.utils.benchmark", "torch.utils.bottleneck"),
-    *("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run"),
-    *("torch._C", "torch._dynamo", "torch._inductor", "torch.utils.model_zoo"),
-    *("lightning.pytorch.cli", "lightning.fabric.cli", "lightning.pytorch.strategies.launchers"),
-    *("lightning.fabric.strategies.launchers", "varlit.cli", "varlit.page"),
+PLACES = (
+    *("varlit.data", "varlit.callbacks", "varlit.training"),
+    *("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.profilers"),
+    *("lightning.pytorch.strategies", "lightning.pytorch.plugins", "lightning.fabric.plugins"),
+    *("lightning.pytorch.accelerators", "torch.nn", "torch.optim", "torch.distributed.fsdp"),
+    "torchvision.transforms",
 )
-"""Parts of those that load programs, compile texts or start processes."""
+"""Whose classes a config may name; not all of torch, where hundreds of functions run what they are
+given. jsonargparse asks before it imports, and once more where the object found is defined."""
+FUNCTIONS = ("torch.nn.functional", "torch.nn.init")
+"""Whose functions may stand where a function is wanted. Others of `PLACES` may not."""
+CODE_RUNNERS = ("lightning.pytorch.strategies.launchers", "torch.nn.parallel", "torch.nn.utils")
+"""Parts of `PLACES` that start processes or have no business in a config."""
 COMMAND = "pipe:"
 ENVIRONMENT = "oc.env"
 TRUST_SETTING = "trust_torchscript"
+CLASS_PATH = "class_path"
 
 _PACKAGE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _granted: list[str] = []
@@ -56,7 +64,7 @@ def split_imports(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def restrict_parsing(packages: Sequence[str]) -> None:
-    """Let the parser import classes of `PACKAGES` and of those given, and nothing else.
+    """Let the parser import from `PLACES` and the packages given, and nowhere else.
 
     Also off: classes where any value is accepted, which no type would hold back; config files
     behind addresses, which Lightning turns on; and variables of the environment, which
@@ -69,10 +77,10 @@ def restrict_parsing(packages: Sequence[str]) -> None:
     from jsonargparse import set_parsing_settings
     from omegaconf import OmegaConf
 
-    earlier = [package for package in _granted if package not in PACKAGES]
+    earlier = [package for package in _granted if package not in PLACES]
     set_parsing_settings(
         import_path_denylist=["*", *earlier, *CODE_RUNNERS],
-        import_path_allowlist=[*PACKAGES, *packages],
+        import_path_allowlist=[*PLACES, *packages],
         instantiate_subclass_spec_in_any=False,
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,
@@ -86,13 +94,53 @@ def denied_import(message: str) -> str:
     found = re.search(r"Importing '([\w.]+)' is not allowed", message)
     if found is None:
         return ""
-    path = found[1]
-    whole = any(f"{path}.".startswith(f"{part}.") for part in CODE_RUNNERS)
-    what = "can load or run code" if whole else f"is not of {', '.join(PACKAGES)}"
     return (
-        f"{path} {what}, and a config may not name it; if you trust it, type "
-        f"{ALLOW_IMPORT} {path if whole else path.split('.')[0]}"
+        f"{found[1]} is not among the classes that a config may name (docs/reliability.md); if you "
+        f"trust both it and the config, type {ALLOW_IMPORT} {found[1].rpartition('.')[0]}"
     )
+
+
+def require_trusted(settings: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Check what was parsed, before anything is built of it; see the two checks.
+
+    Args:
+        settings: As parsed, files and flags together.
+        words: The flags that were typed, without the config files.
+
+    Raises:
+        UserError: If a file asks for more than it may.
+    """
+    require_classes(settings)
+    require_typed(settings, words)
+
+
+def require_classes(settings: Mapping[str, Any]) -> None:
+    """Check that a config names classes, where they are built, and no functions that it may not.
+
+    A function of a known package is the way to run what a stranger has written: `class_path` takes
+    class methods too, and some classes take any function.
+
+    Args:
+        settings: As parsed, before anything is built.
+
+    Raises:
+        UserError: If it names something else.
+    """
+    for key, value in _leaves(settings):
+        if key.endswith(CLASS_PATH) and isinstance(value, str):
+            if not (_is_within(value, _granted) or isinstance(pydoc.locate(value), type)):
+                raise UserError(f"a config sets {key} to {value}, expected a class; mend it")
+        elif inspect.isroutine(value) or isinstance(value, partial):
+            path = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+            if not _is_within(path, (*FUNCTIONS, *_granted)):
+                raise UserError(
+                    f"a config sets {key} to the function {path}, which would be run; if you trust "
+                    f"both, type {ALLOW_IMPORT} {path.rpartition('.')[0]}"
+                )
+
+
+def _is_within(path: str, places: Sequence[str]) -> bool:
+    return any(f"{path}.".startswith(f"{place}.") for place in places)
 
 
 def require_typed(settings: Mapping[str, Any], words: Sequence[str]) -> None:
@@ -105,15 +153,16 @@ def require_typed(settings: Mapping[str, Any], words: Sequence[str]) -> None:
     Raises:
         UserError: If a file alone asks for it.
     """
+    typed = list(_typed(words))
     for key, value in _leaves(settings):
         is_command = isinstance(value, str) and value.strip().startswith(COMMAND)
-        if is_command and not any(value in word for word in words):
+        if is_command and not any(value == given for _, given in typed):
             raise UserError(
                 f"a config sets {key} to the command `{value}`; commands are run when typed "
                 f"alone: --{key} '{value}'"
             )
         is_trust = key.rsplit(".", 1)[-1] == TRUST_SETTING and value
-        if is_trust and not any(TRUST_SETTING in word for word in words):
+        if is_trust and (key, True) not in typed:
             raise UserError(
                 f"a config sets {key}, which runs a program; if you trust its author, type "
                 f"--{key} true"
@@ -128,6 +177,20 @@ def told_interpolation(error: Exception) -> UserError:
             'let the shell fill it in: --data.root "$PHOTOS"'
         )
     return UserError(f"{str(error).splitlines()[0]}; mend the ${{...}} of the config")
+
+
+def _typed(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Flags and their values, and what is inside of values that hold several."""
+    flag = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            flag, word = name.removeprefix("--").replace(".init_args", ""), value
+            if not equals:
+                continue
+        yield flag, word
+        with contextlib.suppress(yaml.YAMLError):
+            yield from _leaves(get_loader("yaml")(word), flag)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
