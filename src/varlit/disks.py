@@ -39,6 +39,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # a killed process left it, or a stranger, as a link
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
@@ -54,17 +55,38 @@ def append_line(path: Path, line: str) -> None:
     """Add a line to a text file, all of it or nothing.
 
     Raises:
+        UserError: If the file is a link.
         OSError: If the disk refuses; a half line is taken back, so that the next one is read well.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=open_no_link) as file:
             file.write(line)
     except OSError:
         with contextlib.suppress(OSError):
             os.truncate(path, before)
         raise
+
+
+def open_no_link(path: str | Path, flags: int) -> int:
+    """Open a file to be changed in place, as os.open does, unless its name is a link.
+
+    In a run's folder from elsewhere a link may lead to any file of this machine. Only the last name
+    is looked at: folders may be links, as to a larger disk. Windows cannot refuse them.
+
+    Raises:
+        UserError: If it is a link.
+        OSError: If the disk refuses.
+    """
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(
+            f"{path} is a link, and the file behind it would be written over; remove the link"
+        ) from None
 
 
 @contextlib.contextmanager

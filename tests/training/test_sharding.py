@@ -1,7 +1,9 @@
 """Two processes on the CPU that hold half of the weights each learn what one process learns."""
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from varlit.callbacks.roll_back import last_good
 from varlit.cli import main as command_line
 from varlit.cli.files.consolidate import consolidate
 from varlit.models.files import load_var
-from varlit.training.shard_files import in_parts
+from varlit.training.checkpoint_files import damage
+from varlit.training.sealing import read_seal, write_sealed
+from varlit.training.shard_files import SHARDS, SUMS, in_parts
 
 STEPS = 7
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -108,6 +113,23 @@ def test_parts_become_one_file_that_one_process_goes_on_from(runs, cache, tmp_pa
     job = {"cache": str(cache), "folder": str(tmp_path), "steps": STEPS, "name": "on"}
     python(WORKER, json.dumps([job | {"resume": str(runs / "parts-half.ckpt")}]))
     assert_alike(read(tmp_path / "on.ckpt"), read(runs / "one.ckpt"))
+
+
+@pytest.mark.parametrize("place", [("state_dict",), ("optimizer_states", 0, "state")])
+def test_a_run_does_not_go_back_to_parts_with_nan(runs, tmp_path, place):
+    shutil.copy(runs / "parts.ckpt", tmp_path)
+    shutil.copytree(runs / "parts.parts", tmp_path / "parts.parts")
+    assert last_good(tmp_path, before_step=STEPS + 1) == tmp_path / "parts.ckpt"
+    index = read(tmp_path / "parts.ckpt")
+    file = tmp_path / index[SHARDS][1]
+    part = read(file)
+    found = (rows for key, rows in part.items() if key[: len(place)] == place and rows.numel())
+    next(found).fill_(math.nan)  # of a small weight the second process has no rows
+    write_sealed(part, file)
+    index[SUMS][1] = read_seal(file).sha256
+    write_sealed(index, tmp_path / "parts.ckpt")
+    assert damage(tmp_path / "parts.ckpt") == ""
+    assert last_good(tmp_path, before_step=STEPS + 1) is None
 
 
 def test_what_is_exported_and_drawn_is_whole(runs):

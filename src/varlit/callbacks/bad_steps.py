@@ -209,6 +209,9 @@ def _broken_ids(trainer: Trainer, part: Part) -> list[int]:
     ids = _ids(trainer, part)
     rows: set[int] = set()
     for value in part.batch.values():
-        if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(ids):
-            rows |= set((~torch.isfinite(value).flatten(1).all(dim=1)).nonzero().flatten().tolist())
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not ids:
+            continue
+        if value.dim() > 0 and len(value) == len(ids):
+            is_finite = torch.isfinite(value).reshape(len(ids), -1).all(dim=1)
+            rows |= set((~is_finite).nonzero().flatten().tolist())
     return [ids[row] for row in sorted(rows)]

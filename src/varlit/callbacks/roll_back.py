@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -10,18 +11,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from varlit.callbacks.record import run_dir
+from varlit.errors import UserError
 from varlit.training.checkpoint_files import candidates, damage, read_checkpoint
+from varlit.training.shard_files import in_parts, open_parts
 from varlit.training.stage import StageModule
 
 
 def last_good(folder: Path, before_step: int) -> Path | None:
-    """The newest whole checkpoint of an earlier step whose weights are finite; None without one."""
+    """The newest whole checkpoint of an earlier step in which all is finite; None without one.
+
+    All is what `roll_back` puts in place: weights, averages and the optimizer's state, also where
+    they lie in parts. An infinite moment would stop a weight for good, a NaN would come back.
+    """
     for path in candidates(folder):
-        if damage(path):
-            continue
-        content = read_checkpoint(path)
-        weights = content["state_dict"].values()
-        if content["global_step"] < before_step and all(_is_finite(value) for value in weights):
+        if not damage(path) and _is_good(path, before_step):
             return path
     return None
 
@@ -51,6 +54,21 @@ def roll_back(trainer: Trainer, pl_module: StageModule, path: Path) -> int:
     return int(content["global_step"])
 
 
-def _is_finite(value: object) -> bool:
-    is_float = isinstance(value, Tensor) and value.is_floating_point()
-    return not is_float or bool(torch.isfinite(value).all())  # type: ignore[arg-type]
+def _is_good(path: Path, before_step: int) -> bool:
+    content = read_checkpoint(path)
+    if content["global_step"] >= before_step:
+        return False
+    try:
+        content = open_parts(content, path) if in_parts(content) else content
+    except UserError:  # parts that are whole and do not fit
+        return False
+    return _is_finite(content["state_dict"]) and _is_finite(content["optimizer_states"])
+
+
+def _is_finite(tree: Any) -> bool:
+    """Whether all tensors in nested dicts and lists are; they are read one after the other."""
+    if isinstance(tree, Tensor):
+        return not tree.is_floating_point() or bool(torch.isfinite(tree).all())
+    if isinstance(tree, dict):
+        return all(map(_is_finite, tree.values()))
+    return not isinstance(tree, list | tuple) or all(map(_is_finite, tree))

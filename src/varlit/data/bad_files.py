@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from varlit.disks import may_be_lost
+from varlit.disks import may_be_lost, open_no_link
 from varlit.errors import UserError
 
 LIST_FILE = "bad_files.txt"
@@ -122,7 +122,7 @@ class BadFiles:
         with may_be_lost("names of bad files", self._list):
             self._list.parent.mkdir(parents=True, exist_ok=True)
             # One write to a file opened for appending: several processes may share the list.
-            handle = os.open(self._list, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            handle = open_no_link(self._list, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
                 os.write(handle, bad.line.encode("utf-8", "surrogateescape"))
             finally:

@@ -12,12 +12,12 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 
-from varlit.disks import may_be_lost, must_be_written, whole_file
+from varlit.disks import may_be_lost, must_be_written, open_no_link, whole_file
 from varlit.errors import UserError
 
 _RAW, _WRITTEN = "samples.npy", "samples.json"
@@ -95,7 +95,7 @@ class SampleFile:
     def write(self, ids: Tensor, images: Tensor) -> None:
         """Put uint8 images (B, 3, H, W) to the places of their ids (B,)."""
         pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        with must_be_written(self.raw, _REMEDY), self.raw.open("r+b") as stream:
+        with must_be_written(self.raw, _REMEDY), self._open_raw() as stream:
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
             start = stream.tell()
@@ -106,8 +106,11 @@ class SampleFile:
     def flush(self) -> None:
         """Bring this process's images to the disk, before their features are saved."""
         if self.raw.is_file():
-            with must_be_written(self.raw, _REMEDY), self.raw.open("r+b") as stream:
+            with must_be_written(self.raw, _REMEDY), self._open_raw() as stream:
                 os.fsync(stream.fileno())
+
+    def _open_raw(self) -> BinaryIO:
+        return open(self.raw, "r+b", opener=open_no_link)
 
     def finish(self) -> None:
         """Make the .npz of the plain file, whole or not at all; the first process does so.
@@ -133,6 +136,7 @@ class SampleFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                temporary.unlink(missing_ok=True)  # as in whole_file
                 write(temporary)
                 os.replace(temporary, self.path)
             finally:

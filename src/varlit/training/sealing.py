@@ -76,7 +76,8 @@ def write_sealed(content: Any, path: Path, make_room: Callable[[], object] | Non
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a killed process left it, or a stranger, as a link
+        with temporary.open("xb") as file:
             summed = _Summed(file)
             _save(content, summed)
             start = MARK + f"{time.time_ns():0{_TIME_DIGITS}d} ".encode()

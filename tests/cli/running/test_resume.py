@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from varlit.cli import main as command_line
+from varlit.cli.running import resume
 from varlit.cli.running.resume import find, put_aside
 from varlit.errors import UserError
 from varlit.training.checkpoint_files import SealedFiles
@@ -174,16 +175,8 @@ def test_a_change_is_told_against_the_checkpoint_and_not_the_last_start(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_of_the_whole("change")
-    assert (
-        run(
-            *words("change", NUM_STEPS + 1),
-            "--model.optim.lr",
-            "0.5",
-            "--checkpoint.every_n_steps",
-            "7",
-        )
-        == 0
-    )
+    flags = ["--model.optim.lr", "0.5", "--checkpoint.every_n_steps", "7"]
+    assert run(*words("change", NUM_STEPS + 1), *flags) == 0
     told = capsys.readouterr().out
     assert "model.optim.lr" in told
     assert "-> 0.5" in told
@@ -238,6 +231,19 @@ def test_only_what_the_next_save_would_move_on_is_put_aside(tmp_path: Path) -> N
         *("0000000.ckpt", "0000001.ckpt"),
         *("last-previous.ckpt.damaged", "last.ckpt.damaged"),
     ]
+
+
+def test_only_a_check_that_takes_long_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    monkeypatch.setattr(resume, "newest_whole", lambda folder: resume.Newest(path, []))
+    for size, told in ((2**31, ""), (2**31 + 1, f"varlit: checking {path}, 2.1 GB\n")):
+        path.touch()
+        os.truncate(path, size)  # without content: it takes no room
+        assert find("last", tmp_path, "train", may_be_new=True).path == path
+        assert capsys.readouterr().out == told
 
 
 KILLED = """

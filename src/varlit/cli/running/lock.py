@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from types import TracebackType
 
+from varlit.disks import open_no_link
 from varlit.errors import UserError
 
 try:
@@ -57,11 +58,11 @@ class RunLock:
         has not said goodbye: its locks may not be seen here.
 
         Raises:
-            UserError: If another process holds it, with its number and machine.
+            UserError: If another process holds it, with its number and machine; or if it is a link.
         """
         if fcntl is None or self._number is not None:
             return
-        number = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        number = open_no_link(self.path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from varlit.cli.running.children import kill_workers, shell_code, started_by, told_ending
 from varlit.cli.running.noticeboard import Failure, Noticeboard, disconnect
 from varlit.data.worker_deaths import explain_death
+from varlit.disks import whole_file
 from varlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -231,10 +232,8 @@ class SharedFate:
 
     def _keep(self, error: BaseException) -> Path:
         path = self.folder / "errors" / f"rank-{self._rank}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".tmp")
-        half.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        half.replace(path)
+        with whole_file(path) as half:
+            half.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         return path
 
     def _end(self, failure: Failure) -> None:
