@@ -48,8 +48,11 @@ IN_A_VALIDATION = (
 )
 IN_AN_EVALUATION = (
     ("varlit.training.var_evaluation:VARTest.run", 1, KILL),  # step 11
+    # Its second batch of two: the reference was looked at before, and kept.
+    ("varlit.metrics.image_features:ImageFeatures.update", 2, KILL),
+    ("varlit.metrics.image_features:ImageFeatures.update", 2, TERM),
+    ("varlit.training.evaluation:measure", 1, KILL),  # step 22, all drawn
     ("varlit.training.var_evaluation:VARTest.run", 1, TERM),
-    ("varlit.training.var_evaluation:VARTest.run", 1, KILL),  # step 22
 )
 DRAWING = (
     ("varlit.training.evaluation_saved:SavedFeatures.load_into", 1, KILL),

@@ -1,5 +1,4 @@
 import importlib
-import io
 import os
 import shutil
 import tarfile
@@ -193,16 +192,18 @@ def test_numbers_are_those_of_the_index(make_shards: Any, shard_server: Any) -> 
 def test_no_process_is_forked_while_a_program_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that was would keep the pipe open, and the reader waiting for its end."""
     starting, started = threading.Event(), threading.Event()
+    library = importlib.import_module("webdataset.gopen")
+    begin = library.Pipe.__init__
 
-    def slow_start(url: str, bufsize: int) -> io.BytesIO:
+    def slow_start(*args: Any, **settings: Any) -> None:
         starting.set()
         time.sleep(0.2)
+        begin(*args, **settings)
         started.set()
-        return io.BytesIO(b"content")
 
-    monkeypatch.setattr(importlib.import_module("webdataset.gopen"), "gopen", slow_start)
+    monkeypatch.setattr(library.Pipe, "__init__", slow_start)
     with ThreadPoolExecutor(1) as pool:
-        content = pool.submit(tar_stream.read_text, "http://x")
+        content = pool.submit(tar_stream.read_text, "pipe:printf content")
         starting.wait()
         child = os.fork()
         if child == 0:

@@ -106,8 +106,9 @@ def _told(replay: Replay, step: int) -> str:
     if not reading.was_skipped:
         return (
             f"all numbers are finite: loss {reading.loss:.4g}, gradient norm "
-            f"{reading.gradient_norm:.4g}. So the weights of step {step:,} were at fault and not "
-            "its images: take a lower --model.optim.lr, or a longer --model.optim.warmup"
+            f"{reading.gradient_norm:.4g}. So its images were not at fault, but the weights of "
+            f"step {step:,}, if these are older: take a lower --model.optim.lr, or a longer "
+            "--model.optim.warmup; or its precision or device, if these are others here"
         )
     lines = []
     if replay.broken_module:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import tarfile
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 from varlit.data.bad_files import BadFile
 from varlit.data.formats.folders import IMAGE_SUFFIXES
+from varlit.data.formats.program_guard import ProgramGuard
 from varlit.data.formats.tar_index import MAX_KEY_BYTES, MAX_LABEL_BYTES, parse_label
 from varlit.errors import UserError
 
@@ -43,7 +43,18 @@ os.register_at_fork(
     after_in_child=_starting_a_program.release,
 )
 
-_PROGRAMS = {"http": "curl", "https": "curl", "s3": "aws", "gs": "gsutil"}
+# With the flags of webdataset's own gopen, which starts programs in no group of their own.
+_CURL = ("curl", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2", "-f", "-s", "-L")
+_PROGRAMS: dict[str, tuple[str, ...]] = {
+    "http": (*_CURL, "{url}"),
+    "https": (*_CURL, "{url}"),
+    "s3": ("aws", "s3", "cp", "{url}", "-"),
+    "gs": ("gsutil", "cat", "{url}"),
+}
+# No program of ours is in the terminal's foreground: one that asks there fails and does not stop.
+_DEAF_TO_TERMINAL = "trap '' TTIN TTOU; "
+# A shell whose program was cut off while it wrote, and a curl that was.
+_CUT_OFF = [141, 23]
 
 
 @dataclass(frozen=True)
@@ -163,34 +174,56 @@ def _labelled(url: str) -> Iterator[_Labelled]:
 
 @contextmanager
 def _opened(url: str) -> Iterator[Any]:
-    """Open a URL as the library does, and leave no program behind."""
-    from webdataset.gopen import Pipe, gopen
+    """Start the program that reads a URL, and leave none behind."""
+    from webdataset.gopen import Pipe
 
-    scheme = url.partition(":")[0]
-    program = _PROGRAMS.get(scheme)
-    if program is not None and shutil.which(program) is None:
-        raise UserError(f"'{url}' is read by the program '{program}', which is not installed.")
-    if scheme == "s3":  # the library's way, which knows no s3:// of its own
-        url = f"pipe:exec aws s3 cp {shlex.quote(url)} -"
+    command = _command(url)
     with _starting_a_program:
-        stream = gopen(url, bufsize=BUFFER_BYTES)
+        guard = ProgramGuard()
+        try:
+            stream = Pipe(
+                command,
+                mode="rb",
+                bufsize=BUFFER_BYTES,
+                stdin=subprocess.DEVNULL,
+                process_group=guard.group,
+                ignore_status=_CUT_OFF,
+            )
+        except BaseException:
+            guard.end()
+            raise
     try:
         yield stream
     except _FAULTS:
         _check_status(stream)  # what the program says tells more
         raise
     finally:
-        if isinstance(stream, Pipe):
-            # Closing waits for its end, which would not come where a forked worker holds the pipe.
-            stream.ignore_errors = True
-            stream.proc.kill()
+        # Closing waits for its end, which would not come where a forked worker holds the pipe.
+        stream.ignore_errors = True
+        guard.end()
         stream.close()
+
+
+def _command(url: str) -> list[str]:
+    """Return the words that write what a URL names to stdout.
+
+    Raises:
+        OSError: If it is of no kind that is known.
+        UserError: If the program is missing.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "pipe":
+        return ["/bin/sh", "-c", _DEAF_TO_TERMINAL + rest]
+    words = _PROGRAMS.get(scheme)
+    if words is None:
+        raise OSError(f"got '{url}', expected {', '.join(_PROGRAMS)} or pipe")
+    if shutil.which(words[0]) is None:
+        raise UserError(f"'{url}' is read by the program '{words[0]}', which is not installed.")
+    return [url if word == "{url}" else word for word in words]
 
 
 def _check_status(stream: Any) -> None:
     """Raise OSError if the program that reads a URL has failed; give it time to end."""
-    if not hasattr(stream, "proc"):
-        return
     try:
         status = stream.proc.wait(MAX_END_S)
     except subprocess.TimeoutExpired:
