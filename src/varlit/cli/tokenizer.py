@@ -1,6 +1,11 @@
 """`varlit tokenizer fit|validate|test|predict`: stage 1 on the command line."""
 
+from typing import TYPE_CHECKING
+
 from varlit.cli.verbs import parse_verb
+
+if TYPE_CHECKING:
+    from varlit.cli.stage import Stage
 
 CARD = """\
 varlit tokenizer VERB - stage 1: images to token pyramids and back
@@ -40,6 +45,14 @@ def main(argv: list[str]) -> int:
     verb, args = parse_verb("tokenizer", argv, VERBS, CARD)
     if verb is None:
         return 0
+    from varlit.cli.stage import StageCLI
+
+    StageCLI(build_stage(), verb, args)
+    return 0
+
+
+def build_stage() -> "Stage":
+    """Put stage 1 together."""
     from varlit.callbacks.best import KeepBest
     from varlit.callbacks.codebook import CodebookWatch
     from varlit.callbacks.export import ExportWeights
@@ -51,13 +64,13 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.speed import SpeedWatch
     from varlit.callbacks.token_writer import TokenWriter
     from varlit.cli.running.checkpoint import Checkpoint
-    from varlit.cli.stage import Stage, StageCLI
+    from varlit.cli.stage import Stage
     from varlit.data.digits import DigitsDataModule  # noqa: F401  found by `--data <name>`
     from varlit.data.imagenet import ImageNetDataModule  # noqa: F401  found by `--data <name>`
     from varlit.data.images import ImageDataModule
     from varlit.training.tokenizer import TokenizerModule
 
-    stage = Stage(
+    return Stage(
         name="tokenizer",
         model=TokenizerModule,
         data=ImageDataModule,
@@ -84,5 +97,3 @@ def main(argv: list[str]) -> int:
             "predict": "varlit var fit -c RECIPE --data.tokens {run_dir}/tokens{root}",
         },
     )
-    StageCLI(stage, verb, args)
-    return 0

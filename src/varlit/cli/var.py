@@ -1,6 +1,11 @@
 """`varlit var fit|validate|test|sweep`: stage 2 on the command line."""
 
+from typing import TYPE_CHECKING
+
 from varlit.cli.verbs import parse_verb
+
+if TYPE_CHECKING:
+    from varlit.cli.stage import Stage
 
 CARD = """\
 varlit var VERB - stage 2: the transformer that draws token pyramids, scale by scale
@@ -41,6 +46,14 @@ def main(argv: list[str]) -> int:
         from varlit.cli.results.sweep import main as sweep
 
         return sweep(args)
+    from varlit.cli.stage import StageCLI
+
+    StageCLI(build_stage(verb, args), verb, args)
+    return 0
+
+
+def build_stage(verb: str, args: list[str]) -> "Stage":
+    """Put stage 2 together, for a verb and what follows it."""
     from varlit.callbacks.completions import Completions
     from varlit.callbacks.export import ExportWeights
     from varlit.callbacks.fid import QuickFID
@@ -52,11 +65,11 @@ def main(argv: list[str]) -> int:
     from varlit.callbacks.speed import SpeedWatch
     from varlit.cli.config.model_folder import ModelFolder, stands_in
     from varlit.cli.running.checkpoint import Checkpoint
-    from varlit.cli.stage import Stage, StageCLI
+    from varlit.cli.stage import Stage
     from varlit.data.tokens.module import TokenDataModule
     from varlit.training.var import VARModule
 
-    stage = Stage(
+    return Stage(
         name="var",
         model=VARModule,
         data=ModelFolder if stands_in(verb, args) else TokenDataModule,
@@ -75,5 +88,3 @@ def main(argv: list[str]) -> int:
         links={"data.num_classes": "model.num_classes", "data.tokenizer_folder": "model.tokenizer"},
         next_commands={"fit": "varlit sample {name}{root}"},
     )
-    StageCLI(stage, verb, args)
-    return 0

@@ -14,7 +14,8 @@ from varlit.cli.doctor import machine
 from varlit.cli.doctor import recipe as doctor_recipe
 from varlit.cli.doctor.checks import GIB
 from varlit.cli.doctor.needs import count_checkpoints, estimate
-from varlit.cli.doctor.recipe import check_data, compare, count_devices, ram_needed, resolve
+from varlit.cli.doctor.recipe import compare, count_devices, ram_needed
+from varlit.cli.doctor.settings import resolve
 from varlit.cli.running.devices import Placement
 from varlit.errors import UserError
 
@@ -43,30 +44,8 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def needs_of(given: str, *words: str, num_devices: int = 1) -> Any:
-    stage, settings = resolve(given, list(words), None)
-    return estimate(stage, settings, num_devices)
-
-
-def test_a_recipe_is_named_in_four_ways(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("model: {var: {depth: 2}}\n")
-    assert resolve("d16", [], None)[0] == "var"
-    assert resolve("tokenizer/digits", [], None)[0] == "tokenizer"
-    stage, settings = resolve("mine.yaml", ["--trainer.max_epochs", "3"], "runs/tok/tokens")
-    assert (stage, settings["trainer"]["max_epochs"]) == ("var", 3)
-    assert settings["data"]["tokens"] == "runs/tok/tokens"
-    assert settings["data"]["batch_size"] == 768, "what data holds besides stays"
-    with pytest.raises(UserError, match="tokenizer/digits or var/digits"):
-        resolve("digits", [], None)
-    with pytest.raises(UserError, match="did you mean `d16`"):
-        resolve("d61", [], None)
-
-
-def test_a_run_is_a_recipe_with_its_own_settings(tmp_path: Path) -> None:
-    (tmp_path / "runs/small").mkdir(parents=True)
-    (tmp_path / "runs/small/fit.yaml").write_text("model: {var: {depth: 2}}\ntrainer: {}\n")
-    stage, settings = resolve("small", [], None)
-    assert (stage, settings["model"]["var"]["depth"]) == ("var", 2)
-    assert "seed_everything" not in settings
+    found = resolve(given, list(words))
+    return estimate(found.stage, found.settings, num_devices)
 
 
 def test_checkpoints_are_counted_by_the_policy() -> None:
@@ -112,9 +91,9 @@ def test_images_of_a_folder_are_counted(tmp_path: Path) -> None:
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(3):
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"photos/{name}/{i}.png")
-    stage, settings = resolve("tokenizer/folder", [], "photos")
-    cache = estimate(stage, settings, 1).disk["token cache"]
-    scales = settings["model"]["tokenizer"]["scales"]
+    found = resolve("tokenizer/folder", ["--data.root", "photos"])
+    cache = estimate(found.stage, found.settings, 1).disk["token cache"]
+    scales = found.settings["model"]["tokenizer"]["scales"]
     one = needs_of("tokenizer/folder", "--cache.num_crops", "1").disk["token cache"]
     assert cache - one == 6 * sum(side**2 for side in scales) * 2 * 10
 
@@ -204,31 +183,6 @@ def test_a_run_that_would_go_on_and_a_wrong_clock_are_told(
     assert "gpu memory" not in found
 
 
-@pytest.mark.parametrize(
-    ("given", "data", "told"),
-    [
-        ("tokenizer/digits", None, "ok data the digits come with scikit-learn"),
-        ("tokenizer/folder", None, "fix data the recipe reads your images; give --data photos/"),
-        ("imagenet256", None, "fix imagenet no folder data/imagenet"),
-        ("d16", "nowhere", "fix cache no token cache in 'nowhere'"),
-    ],
-)
-def test_data_that_are_not_there_are_told(given: str, data: str | None, told: str) -> None:
-    stage, settings = resolve(given, [], data)
-    [finding] = check_data(stage, settings)
-    assert " ".join(finding).startswith(told)
-
-
-def test_imagenet_that_is_there_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "imagenet/cat").mkdir(parents=True)
-    Image.new("RGB", (300, 300)).save(tmp_path / "imagenet/cat/0.png")
-    monkeypatch.setenv("IMAGENET_DIR", str(tmp_path / "imagenet"))
-    stage, settings = resolve("imagenet256", [], None)
-    assert [verdict for verdict, _, _ in check_data(stage, settings)] == ["ok", "warn", "ok"]
-
-
 def test_the_exit_code_is_that_of_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["doctor", "-c", "tokenizer/digits", "--gpus", "0", "--data.num_workers", "0"]
     assert command_line.main(words) == 0
@@ -238,12 +192,50 @@ def test_the_exit_code_is_that_of_a_fix(capsys: pytest.CaptureFixture[str]) -> N
     assert "fix   cache        no token cache" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("roomy")
+def test_checkpoints_elsewhere_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+
+    def try_writing(folder: Path) -> machine.Writing:
+        tried.append(folder)
+        return machine.Writing(folder, "is full" if folder == Path("/elsewhere") else "", 0.0)
+
+    free = {Path("/elsewhere"): GIB}
+    monkeypatch.setattr(machine, "try_writing", try_writing)
+    monkeypatch.setattr(machine, "free_bytes", lambda place: free.get(place, 1000 * GIB))
+    monkeypatch.setattr(machine, "is_other_disk", lambda first, second: True)
+    found = list(compare(needs_of("d16"), GPU, tmp_path, Path("/elsewhere")))
+    [_, (_, _, whole), *_] = compare(needs_of("d16"), GPU, tmp_path)
+    assert tried == [tmp_path, Path("/elsewhere"), tmp_path]
+    assert [verdict for verdict, subject, _ in found if subject == "writing"] == ["ok", "fix"]
+    rooms = [(verdict, text) for verdict, subject, text in found if subject == "room"]
+    assert [verdict for verdict, _ in rooms] == ["fix", "ok"]
+    assert "--checkpoint.dirpath" in rooms[0][1]
+    assert "checkpoints " in whole
+    assert "checkpoints " not in rooms[1][1], "counted once, on the disk where they go"
+
+
+def test_on_one_disk_checkpoints_elsewhere_share_its_room(tmp_path: Path) -> None:
+    found = list(compare(needs_of("var/digits"), GPU, tmp_path / "run", tmp_path / "apart"))
+    [room] = [text for _, subject, text in found if subject == "room"]
+    assert "checkpoints" in room
+
+
+def test_the_folder_of_checkpoints_is_that_of_the_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["doctor", "-c", "tokenizer/digits", "--gpus", "0"]
+    assert command_line.main([*words, "--checkpoint.dirpath", "/proc/nope"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"^fix +writing +/proc: .*--checkpoint\.dirpath", told, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
         (["-c", "d61"], "did you mean `d16`"),
-        (["-c", "d16", "--model.var.dept", "3"], "did you mean `depth`"),
-        (["-c", "d16", "--gpu", "3"], "--model.var.depth 20"),
         (["--model.var.depth", "3"], "unrecognized"),
         (["--pare"], "did you mean `--pair`"),
     ],

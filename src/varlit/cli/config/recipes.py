@@ -146,7 +146,9 @@ BAD_SCALARS = (ValueError, LookupError, AttributeError, TypeError, OverflowError
 
 def stage_of(config: dict[str, Any]) -> str | None:
     """Tell the stage of a resolved config by what its model holds."""
-    model = config.get("model") or {}
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return None
     return next((s for s in reversed(STAGES) if isinstance(model.get(s), dict)), None)
 
 

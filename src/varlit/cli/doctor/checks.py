@@ -18,6 +18,8 @@ CROWDED = 4
 SANE_YEARS = range(2025, 2100)
 SKEW_WARN_S, SKEW_FIX_S = 5, 3600
 FEW_FILES_LEFT = 1000
+MOST_PARTS_TRIED = 10_000
+ROOT = "--root"
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ def told_bytes(number: float) -> str:
     return f"{number / 2**20:,.0f} MiB" if number >= 2**20 else f"{number / 1024:,.0f} KiB"
 
 
-def check_room(parts: Mapping[str, float], free: float, place: Path) -> Finding:
-    """Compare what a run writes, in bytes by kind, with what is free."""
+def check_room(parts: Mapping[str, float], free: float, place: Path, flag: str = ROOT) -> Finding:
+    """Compare what a run writes, in bytes by kind, with what is free; `flag` names the place."""
     needed = sum(parts.values())
     verdict = compare(needed, free)
     made_of = ", ".join(f"{name} {told_bytes(size)}" for name, size in parts.items() if size)
     text = f"needs {told_bytes(needed)} ({made_of}); {told_bytes(free)} free in {place}"
-    cure = "; free some, write elsewhere with --root, or keep less (checkpoint.*, cache.num_crops)"
+    cure = f"; free some, write elsewhere with {flag}, or keep less (checkpoint.*, cache.num_crops)"
     return verdict, "room", text + cure * (verdict != "ok")
 
 
@@ -74,10 +76,10 @@ def check_files(needed: int, free: int | None, place: Path) -> Finding:
     return verdict, "files", text + "; remove small files, or use --root" * (verdict != "ok")
 
 
-def check_writing(place: Path, reason: str, has_checkpoint: bool) -> Finding:
-    """Tell whether the run's folder can be written; `reason` is why not."""
+def check_writing(place: Path, reason: str, has_checkpoint: bool, flag: str = ROOT) -> Finding:
+    """Tell whether a folder of the run can be written; `reason` is why not, `flag` names it."""
     if reason:
-        return "fix", "writing", f"{place}: {reason}; mend the rights, or use --root"
+        return "fix", "writing", f"{place}: {reason}; mend the rights, or write elsewhere: {flag}"
     if has_checkpoint:
         return "warn", "writing", f"{place} holds a run, which would go on; afresh: another --name"
     return "ok", "writing", f"a file was written in {place} and removed"
@@ -103,9 +105,11 @@ def _spare(memory: Memory, there: float, sharded: bool) -> str:
     if fitting < 1:
         remedy = "more GPUs" if sharded else "--trainer fsdp (stage 2)"
         return f"not one image fits: {remedy}, a smaller model, or a larger device"
-    parts = next(n for n in range(1, memory.num_images + 1) if memory.num_images <= n * fitting)
-    while memory.num_images % parts:  # all parts of a batch are equal
-        parts += 1
+    least = -(-memory.num_images // fitting)
+    tried = range(least, least + MOST_PARTS_TRIED)
+    parts = next((n for n in tried if memory.num_images % n == 0), 0)  # all parts are equal
+    if not parts:
+        return "a smaller --data.batch_size"
     parts *= memory.num_parts
     return f"the same global batch in {parts} parts: --trainer.accumulate_grad_batches {parts}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +41,9 @@ def check(args: argparse.Namespace) -> Iterator[Finding]:
     Raises:
         KeyboardInterrupt: On Ctrl-C, after what was found until then.
     """
-    if is_remote(args.data):
-        yield "warn", "data", "streamed sets are not checked: check the shards where they lie"
+    splits = yield from open_sets(args.data)
+    if not splits:
         return
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            splits = open_splits(args.data)
-    except UserError as error:
-        yield "fix", "data", str(error)
-        return
-    for warning in caught:
-        yield "warn", "data", str(warning.message)
-    yield from describe_sets(splits)
     found = [Inspection(images) for images in splits.values()]
     is_stopped = False
     try:
@@ -67,6 +57,32 @@ def check(args: argparse.Namespace) -> Iterator[Finding]:
         yield from report_duplicates(found)
     if is_stopped:
         raise KeyboardInterrupt
+
+
+def open_sets(root: str, val_root: str = "") -> Generator[Finding, None, dict[str, EncodedImages]]:
+    """Open a data set of any format and say what is in it; no image is decoded.
+
+    Args:
+        root: What data.root takes.
+        val_root: What data.val_root takes.
+
+    Returns:
+        Its splits; none where it cannot be opened or is streamed.
+    """
+    if is_remote(root) or is_remote(val_root):
+        yield "warn", "data", "streamed sets are not checked: check the shards where they lie"
+        return {}
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            splits = open_splits(root, val_root)
+    except (UserError, OSError, ValueError) as error:
+        yield "fix", "data", str(error)
+        return {}
+    for warning in caught:
+        yield "warn", "data", str(warning.message)
+    yield from describe_sets(splits)
+    return splits
 
 
 def describe_sets(splits: dict[str, EncodedImages]) -> Iterator[Finding]:

@@ -48,7 +48,7 @@ class Card:
 def try_writing(folder: Path) -> Writing:
     """Write a file and remove it: rights alone do not tell of read-only file systems or quotas."""
     place = folder.absolute()
-    while not place.exists():
+    while not os.path.exists(place):  # Path.exists raises on what may not be looked at
         place = place.parent
     try:
         with tempfile.NamedTemporaryFile(dir=place, prefix=".varlit-doctor-") as file:
@@ -66,6 +66,11 @@ def free_bytes(place: Path) -> int | None:
         return shutil.disk_usage(place).free
     except OSError:
         return None
+
+
+def is_other_disk(first: Path, second: Path) -> bool:
+    """Whether two folders that exist lie on different file systems."""
+    return os.stat(first).st_dev != os.stat(second).st_dev
 
 
 def free_files(place: Path) -> int | None:

@@ -25,13 +25,17 @@ PACKAGES = (
     "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "omegaconf",
     "safetensors", "scikit-learn", "tensorboard", "torch-fidelity", "lpips",
 )  # fmt: skip
+DATA_HELP = (
+    "images to check, all of them: what data.root takes; with -c it sets data.root and wins over "
+    "--data.root, which is opened only (stage 2: data.tokens)"
+)
 PAIR_REMEDY = "take both from one index: rm -rf .venv && make setup"
 
 
 def build_parser() -> VerbParser:
     """The flags of `varlit doctor`."""
     parser = VerbParser("doctor", "Check versions, GPUs, disk, data and weights.")
-    parser.add_argument("--data", help="images to check, all of them: what data.root takes")
+    parser.add_argument("--data", help=DATA_HELP)
     parser.add_argument("--image_size", type=int, default=0, help="crop that must fit; 0 asks none")
     parser.add_argument("--duplicates", action="store_true", help="look for equal files too")
     parser.add_argument("--list", type=Path, metavar="FILE", help="write the bad names to a file")
@@ -102,16 +106,16 @@ def reads_tokens(args: argparse.Namespace) -> bool:
     """Whether `--data` is the token cache of a recipe of stage 2, and no images."""
     if not args.config:
         return False
-    from varlit.cli.doctor.recipe import resolve
+    from varlit.cli.doctor.settings import find
 
-    return resolve(args.config, [], None)[0] == "var"
+    return find(args.config)[0] == "var"
 
 
 def check_recipe(args: argparse.Namespace, words: list[str]) -> Iterator[Finding]:
     """Look at what a run of the recipe would lack here."""
     try:
-        from varlit.cli.doctor import recipe
-    except (ImportError, OSError) as error:
+        from varlit.cli.doctor import recipe, rehearsal  # noqa: F401  with all that fit imports
+    except (ImportError, OSError, RuntimeError) as error:
         yield "fix", "recipe", f"cannot be looked at ({error}); make setup"
         return
     yield from recipe.check(args, words)

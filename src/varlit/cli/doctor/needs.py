@@ -29,6 +29,7 @@ large at less, where small images are enlarged."""
 PX_OF_THAT_DRAWING = 64
 FILES_OF_A_DRAWING, FILES_OF_A_SHARD, FILES_OF_A_RUN = 4, 4, 50
 BYTES_OF_A_LOGGED_LINE = 4 * 2**10
+CHECKPOINTS = "checkpoints"
 DRAWING = {"tokenizer": ("reconstructions", 1000), "var": ("samples", 2000)}
 NUM_SCORES = 3  # best-psnr, best-lpips, best-rfid
 PREFETCHED = 2  # batches of each worker, torch's default
@@ -85,10 +86,10 @@ def estimate(stage: str, settings: Mapping[str, Any], num_devices: int) -> Needs
     zoom = max(1.0, training.image_size / PX_OF_THAT_DRAWING) ** 2
     # Resident tokens read no file in workers; a map of tokens needs none.
     num_workers = int(data.get("num_workers", 4 if stage == "tokenizer" else 0))
-    batch_bytes = num_at_once * 3 * training.image_size**2 * FP32
+    batch_bytes = float(num_at_once) * 3 * training.image_size**2 * FP32
     return Needs(
         disk={
-            "checkpoints": training.saved * count_checkpoints(settings, steps),
+            CHECKPOINTS: training.saved * count_checkpoints(settings, steps),
             "weights": training.exported,
             "token cache": training.cache_bytes if stage == "tokenizer" else 0.0,
             "pictures": num_drawings * BYTES_OF_A_DRAWING * zoom,
@@ -163,7 +164,7 @@ def _count_images(root: str) -> int | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return len(open_splits(root)["train"])
-    except UserError:
+    except (UserError, OSError, ValueError):
         return None
 
 

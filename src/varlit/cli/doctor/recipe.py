@@ -9,19 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from varlit.cli.config.recipes import STAGES, base_chain, find_recipe, find_trainer_group, read_yaml
+from varlit.cli.config.recipes import BAD_SCALARS, option_value
 from varlit.cli.doctor import checks, machine
 from varlit.cli.doctor.findings import Finding
 from varlit.cli.doctor.main import check_imagenet
-from varlit.cli.doctor.needs import Needs, estimate
+from varlit.cli.doctor.needs import CHECKPOINTS, Needs, estimate
+from varlit.cli.doctor.settings import find, flags_of, resolve
 from varlit.cli.pricing.costs import flat_data
-from varlit.cli.pricing.info import find_settings, merge, parse_overrides
+from varlit.cli.pricing.info import merge
 from varlit.cli.running.devices import Placement, place
 from varlit.errors import UserError
 
 BYTES_OF_A_PROCESS = 2**30
 """Python with torch and Lightning: 0.76 GiB measured on a CPU; the rest is margin."""
 BYTES_OF_A_WORKER = 2**29
+DIRPATH = "--checkpoint.dirpath"
 
 
 def check(args: Namespace, words: list[str]) -> Iterator[Finding]:
@@ -34,62 +36,35 @@ def check(args: Namespace, words: list[str]) -> Iterator[Finding]:
     Raises:
         UserError: If there is no such recipe.
     """
-    stage, settings = resolve(args.config, words, args.data)
+    stage, _ = find(args.config)
     try:
-        placement = place(args.gpus, dict(settings.get("trainer") or {}), False)
+        found = resolve(args.config, [*words, *flags_of(args, stage)])
     except UserError as error:
+        yield "fix", "recipe", str(error)
+        return
+    yield "ok", "recipe", f"`varlit {stage} fit` takes these settings"
+    is_typed = option_value(words, "--trainer.precision") is not None
+    gpus = str(found.settings.get("gpus") or "auto")
+    try:
+        placement = place(gpus, dict(found.settings["trainer"]), is_typed)
+    except ValueError as error:  # UserError is one; --gpus of 5,000 digits is another
         yield "fix", "devices", str(error)
         return
-    settings = merge(settings, {"trainer": {"precision": placement.precision}})
-    yield _told(placement, args.gpus)
-    yield from check_data(stage, settings)
-    needs = estimate(stage, settings, count_devices(placement))
-    yield from compare(needs, placement, args.root / (args.name or f"{stage}-{_stem(args.config)}"))
+    settings = merge(found.settings, {"trainer": {"precision": placement.precision}})
+    yield _told(placement, gpus)
+    yield from check_data(stage, settings, is_looked_at=bool(args.data))
+    try:
+        needs = estimate(stage, settings, count_devices(placement))
+    except (*BAD_SCALARS, ArithmeticError, RuntimeError) as error:
+        yield "fix", "recipe", f"what it takes cannot be told ({type(error).__name__}: {error})"
+        return
+    yield from compare(needs, placement, found.run_dir, checkpoints_apart(settings))
 
 
-def resolve(given: str, words: list[str], data: str | None) -> tuple[str, dict[str, Any]]:
-    """Find a recipe and put together its settings.
-
-    Args:
-        given: A recipe's name, `stage/name`, a file or a run.
-        words: Overrides such as `--model.var.depth 20`, and `--trainer fsdp`.
-        data: Images for stage 1, a token cache for stage 2.
-
-    Raises:
-        UserError: If there is no such recipe, or two of them.
-    """
-    stage, _, name = given.partition("/")
-    if stage in STAGES and not Path(given).is_file():
-        found = [(stage, find_recipe(stage, name))]
-    else:
-        found = find_settings(given)
-    if len(found) > 1:
-        names = " or ".join(f"{stage}/{given}" for stage, _ in found)
-        raise UserError(f"`{given}` is a recipe of both stages; say {names}")
-    [(stage, path)] = found
-    chain = [] if path.name == "fit.yaml" else base_chain(stage)
-    settings: dict[str, Any] = {}
-    for content in [*map(read_yaml, [*chain, path]), _typed(words)]:
-        settings = merge(settings, content)
-    if data:
-        key = "root" if stage == "tokenizer" else "tokens"
-        settings["data"] = flat_data(settings) | {key: data}
-    return stage, settings
-
-
-def _typed(words: list[str]) -> dict[str, Any]:
-    """Read overrides; `--trainer fsdp` is a file."""
-    words, trainer = list(words), {}
-    if "--trainer" in words[:-1]:
-        at = words.index("--trainer")
-        trainer = read_yaml(Path(find_trainer_group(words[at + 1])))
-        del words[at : at + 2]
-    return merge({"trainer": trainer}, parse_overrides(words))
-
-
-def _stem(given: str) -> str:
-    path = Path(given)
-    return path.parent.name if path.name == "fit.yaml" else path.stem
+def checkpoints_apart(settings: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the checkpoints where it is not in the run's."""
+    given = (settings.get("checkpoint") or {}).get("dirpath")
+    return Path(given).expanduser() if given else None
 
 
 def count_devices(placement: Placement) -> int:
@@ -108,16 +83,28 @@ def _told(placement: Placement, gpus: str) -> Finding:
     return ("warn" if is_other else "ok"), "devices", text
 
 
-def check_data(stage: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check that what a run reads is there; images themselves are looked at by `--data`."""
+def check_data(
+    stage: str, settings: Mapping[str, Any], is_looked_at: bool = False
+) -> Iterator[Finding]:
+    """Check that what a run reads is there.
+
+    Args:
+        stage: `tokenizer` or `var`.
+        settings: As `fit` takes them.
+        is_looked_at: Whether `--data` named the images, which are then opened and decoded anyway.
+    """
     data = flat_data(settings)
     if stage == "var":
         yield _check_cache(str(data.get("tokens") or ""))
         return
     source = str(data.get("class_path") or "").rsplit(".", 1)[-1]
-    root = str(data.get("root") or "")
+    root, val_root = str(data.get("root") or ""), str(data.get("val_root") or "")
     if source == "DigitsDataModule":
         yield "ok", "data", "the digits come with scikit-learn"
+    elif source not in {"ImageDataModule", "ImageNetDataModule"}:
+        yield "warn", "data", f"what {source} reads is not looked at"
+    elif root and not (is_looked_at and not val_root):
+        yield from _check_images(root, val_root, source)
     elif source == "ImageNetDataModule" and not root:
         found = list(check_imagenet())
         if found[0][0] == "ok":
@@ -126,6 +113,16 @@ def check_data(stage: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
             yield "fix", found[0][1], found[0][2]
     elif not root:
         yield "fix", "data", "the recipe reads your images; give --data photos/"
+
+
+def _check_images(root: str, val_root: str, source: str) -> Iterator[Finding]:
+    """Open images as the run would, without decoding them."""
+    from varlit.cli.doctor.data import open_sets
+    from varlit.data.imagenet import KAGGLE_FOLDER
+
+    nested = Path(root).expanduser() / KAGGLE_FOLDER
+    is_nested = source == "ImageNetDataModule" and os.path.isdir(nested / "train")
+    yield from open_sets(str(nested) if is_nested else root, val_root)
 
 
 def _check_cache(tokens: str) -> Finding:
@@ -144,19 +141,22 @@ def _check_cache(tokens: str) -> Finding:
     return "ok", "cache", f"{counts} images in {manifest.folder}, all files whole in size"
 
 
-def compare(needs: Needs, placement: Placement, run_dir: Path) -> Iterator[Finding]:
+def compare(
+    needs: Needs, placement: Placement, run_dir: Path, apart: Path | None = None
+) -> Iterator[Finding]:
     """Compare what a run takes with this machine.
 
     Args:
         needs: Of this machine's part of the run.
         placement: Its devices.
         run_dir: Where it will write.
+        apart: Where its checkpoints go, if not there.
     """
-    writing = machine.try_writing(run_dir)
-    place, on_cpu = writing.place, placement.accelerator == "cpu"
-    has_checkpoint = (run_dir / "checkpoints" / "last.ckpt").is_file()
+    writing, on_cpu = machine.try_writing(run_dir), placement.accelerator == "cpu"
+    place = writing.place
+    has_checkpoint = os.path.isfile(run_dir / "checkpoints" / "last.ckpt")
     yield checks.check_writing(place, writing.reason, has_checkpoint)
-    yield checks.check_room(needs.disk, machine.free_bytes(place) or 0, place)
+    yield from _check_room(needs.disk, place, apart)
     yield checks.check_files(needs.num_files, machine.free_files(place), place)
     limits = machine.read_limits()
     there = machine.available_memory(limits)
@@ -168,6 +168,19 @@ def compare(needs: Needs, placement: Placement, run_dir: Path) -> Iterator[Findi
         yield from _check_cards(needs)
     yield from _check_processes(needs, limits)
     yield checks.check_clock(datetime.now(UTC).year, writing.skew_s)
+
+
+def _check_room(disk: Mapping[str, float], place: Path, apart: Path | None) -> Iterator[Finding]:
+    """The disk of a run, and that of its checkpoints where it is another one."""
+    parts = dict(disk)
+    if apart is not None:
+        writing = machine.try_writing(apart)
+        yield checks.check_writing(writing.place, writing.reason, False, DIRPATH)
+        if machine.is_other_disk(writing.place, place):
+            own = {CHECKPOINTS: parts.pop(CHECKPOINTS)}
+            free = machine.free_bytes(writing.place) or 0
+            yield checks.check_room(own, free, writing.place, DIRPATH)
+    yield checks.check_room(parts, machine.free_bytes(place) or 0, place)
 
 
 def ram_needed(needs: Needs, on_cpu: bool) -> checks.Memory:
