@@ -39,6 +39,8 @@ def test_long_messages_are_cut() -> None:
         (["--model.optim.lr", "!!int ''"], "`!!int ''` is no value in YAML; quote it", ""),
         (["--model.optim.lr=!!bool x"], "!!bool x` is no value in YAML; quote it", ""),
         (["--model.optim.lr", "!!timestamp x"], "`!!timestamp x` is no value in YAML", ""),
+        (["-c", "a" * 3000], "no file and no var recipe is called `aaa", "recipes: "),
+        (["--trainer", "a" * 3000], "trainer: ", ""),
         (["--model.optim.lr", "fast"], "model.optim.lr: expected float, got fast", ""),
         (["--model.num_classes", "3"], "num_classes", ""),
         (["-c", "d61"], "recipe", "`-c d16`"),

@@ -36,15 +36,15 @@ def find_recipe(stage: str, given: str) -> Path:
         UserError: If there is neither; the nearest recipe is named.
     """
     path = Path(given).expanduser()
-    if path.is_file():
+    if _is_file(path):
         return path
     named = conf_folder() / stage / f"{given.removesuffix('.yaml')}.yaml"
-    if named.is_file():
+    if _is_file(named):
         return named
     known = recipe_names(stage)
     near = difflib.get_close_matches(path.stem, known, 1)
     hint = f"did you mean `-c {near[0]}`?" if near else f"recipes: {', '.join(known)}"
-    raise UserError(f"no file and no {stage} recipe is called `{given}`; {hint}")
+    raise UserError(f"no file and no {stage} recipe is called `{given[:80]}`; {hint}")
 
 
 def recipe_names(stage: str) -> list[str]:
@@ -56,9 +56,16 @@ def find_trainer_group(given: str) -> str:
     """Let `--trainer debug` mean conf/mode/debug.yaml; anything else is left as it is."""
     for folder in ("hardware", "mode"):
         named = conf_folder() / folder / f"{given}.yaml"
-        if named.is_file() and not Path(given).is_file():
+        if _is_file(named) and not _is_file(Path(given)):
             return str(named)
     return given
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or no name of a file at all
+        return False
 
 
 def displayed(path: Path) -> str:
