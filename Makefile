@@ -66,7 +66,7 @@ demo: $(READY) ## Both stages on real digits: minutes on a laptop, ends with run
 test: $(READY) ## Every test that needs no GPU, but for test-soak
 	$(VENV)/bin/python -m pytest -q -m "not gpu and not soak" $(ARGS)
 
-test-soak: $(READY) ## The tests that kill and restart whole pipelines
+test-soak: $(READY) ## The longest tests: kills, restarts, thousands of files
 	$(VENV)/bin/python -m pytest -q -m soak $(ARGS)
 
 test-gpu: $(READY) ## The tests that need a GPU

@@ -39,6 +39,7 @@ def test_both_orders_are_trained_by_recipes_that_are_twins() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_check_trains_draws_judges_and_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,6 +220,7 @@ def test_two_processes_train_the_tokenizer_by_ddp(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_process_without_a_shard_does_not_hold_up_the_cache(folder: Path) -> None:
     words = ["tokenizer", "predict", "--name", "tok", "--data.batch_size", "300"]
     words += ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]

@@ -24,6 +24,7 @@ def test_a_changed_file_is_refused_or_read_correctly(kind: Kind, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_many_changed_files_are_refused_or_read_correctly(kind: Kind, tmp_path: Path) -> None:
     row = try_kind(kind, range(FEW, FEW + round(MANY * min(kind.share, 1) ** 2)), 7, str(tmp_path))

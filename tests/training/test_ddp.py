@@ -97,14 +97,17 @@ def assert_alike(two, one):
             assert ours[tag] == pytest.approx(value, rel=rel, abs=1e-4), tag
 
 
-def test_the_tokenizer_learns_the_same_on_two_processes_at_once_or_in_parts(
-    tmp_path, monkeypatch, cache
-):
+def test_the_tokenizer_learns_the_same_on_two_processes(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
     one = fit(run_alone, STAGE_1, "one", cache)
     assert [line["step"] for line in one[1]] == list(range(1, STEPS + 1))
     assert ["gan/disc_loss" in line for line in one[1]] == [False, False, True, True]
     assert_alike(fit(run_two, [*STAGE_1, *DDP], "two", cache), one)
+
+
+@pytest.mark.soak
+def test_the_tokenizer_learns_the_same_on_two_processes_in_parts(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
     # The adaptive weight is that of all processes, but of each part by itself.
     words = [*STAGE_1, "--model.loss.adaptive_weight", "false"]
     one = fit(run_alone, words, "one-fixed", cache)

@@ -197,6 +197,7 @@ print(peak_bytes() - before)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
 def test_the_memory_estimate_is_near_the_measured_peak(tmp_path: Path) -> None:
     settings = {

@@ -280,6 +280,7 @@ sys.exit(main.main(sys.argv[3:]))
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("where", ["writing", "syncing", "renaming"])
 @pytest.mark.parametrize("save", [1, 3])
 def test_a_training_killed_in_the_middle_of_a_save_ends_at_the_same_bits(
