@@ -77,7 +77,7 @@ check: $(READY) ## ruff, mypy, known vulnerabilities, the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VARLIT) doctor --audit --pins $(CONSTRAINTS)
-	$(VENV)/bin/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+	$(VENV)/bin/python -m pytest -q -m "not slow and not gpu and not soak" $(ARGS)
 
 soak: $(READY) ## The pipeline under random kills, for MINUTES=30
 	$(VENV)/bin/python -m tests.soak --minutes "$(MINUTES)" --seed "$(SEED)" $(ARGS)

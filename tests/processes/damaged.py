@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from varlit.cli.main import main
+from varlit.cli.main import command
 from varlit.data import image_source
 from varlit.training.tokenizer import TokenizerModule
 
@@ -30,4 +30,4 @@ def damaged_read(encoded, *rest):
 TokenizerModule.training_step = damaged_step
 image_source.read_rgb = damaged_read
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from varlit.cli.running.noticeboard import disconnect
+from varlit.cli.running.ending import end_connected
 from varlit.data.tokens.module import TokenDataModule
 from varlit.models.config import VARConfig
 from varlit.training.optim import OptimConfig
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for job in json.loads(sys.argv[1]):
         train(**job)
-    disconnect()
+    end_connected(0)

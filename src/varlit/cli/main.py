@@ -4,6 +4,7 @@ Nothing heavy is imported here: the card must be there in a tenth of a second. A
 with `main(argv: list[str]) -> int`, imported when it is asked for.
 """
 
+import atexit
 import difflib
 import errno
 import importlib
@@ -83,6 +84,14 @@ DISK_ERRORS = {
 }
 
 
+def command() -> int:
+    """Run `main` as a process of its own, and see to it that no library's thread spoils its end."""
+    code: list[int] = []
+    atexit.register(_end, code)  # the first to be registered is the last to be called
+    code.append(main())
+    return code[0]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
@@ -134,6 +143,13 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(explained)
     except KeyboardInterrupt:
         return 130
+
+
+def _end(code: list[int]) -> None:
+    if code and "torch.distributed" in sys.modules:
+        from varlit.cli.running.ending import end_connected
+
+        end_connected(code[0])
 
 
 def _run(verb: str, argv: list[str]) -> int:

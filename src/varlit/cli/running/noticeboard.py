@@ -73,13 +73,3 @@ class Noticeboard:
     def have_left(self, ranks: Iterable[int]) -> bool:
         """Whether all of these are done."""
         return bool(self._store.check([f"left/{rank}" for rank in ranks]))
-
-
-def disconnect() -> None:
-    """Part from the other processes before the interpreter ends.
-
-    Lightning does it for NCCL only. Threads of gloo that are still there can abort the exit of a
-    training that has succeeded ("terminate called without an active exception").
-    """
-    if dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()

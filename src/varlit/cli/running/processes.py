@@ -7,7 +7,6 @@ second at the process that started it, at those that it has started, and at the 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import math
 import os
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from varlit.cli.running.children import kill_workers, shell_code, started_by, told_ending
-from varlit.cli.running.noticeboard import Failure, Noticeboard, disconnect
+from varlit.cli.running.noticeboard import Failure, Noticeboard
 from varlit.data.worker_deaths import explain_death
 from varlit.disks import whole_file
 from varlit.errors import UserError
@@ -121,8 +120,6 @@ class SharedFate:
         self._leave()
         self._await(self._all_left, math.inf if error is None else FAREWELL_S)
         self._is_over.set()
-        if error is None:
-            atexit.register(disconnect)
 
     @property
     def _rank(self) -> int:
