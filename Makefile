@@ -16,6 +16,12 @@ MINUTES     ?= 30
 VARLIT = $(VENV)/bin/varlit
 READY  = $(VENV)/.ready
 
+# Fast tests share the cores; the slow ones start processes of their own and follow one by one.
+# ARGS may name tests of one of the two parts alone: pytest's 5 is "no tests".
+FAST_TESTS      = $(VENV)/bin/python -m pytest -q -n auto -m "not slow and not gpu and not soak"
+SLOW_TESTS      = $(VENV)/bin/python -m pytest -q -m "slow and not gpu and not soak"
+OR_NONE_OF_THEM = || test $$? -eq 5
+
 # Names of recipes and runs where CONF and NAME are not given: runs/tokenizer-digits, runs/var-d16.
 TOKENIZER_CONF = $(or $(CONF),imagenet256)
 VAR_CONF       = $(or $(CONF),d16)
@@ -64,7 +70,8 @@ demo: $(READY) ## Both stages on real digits: minutes on a laptop, ends with run
 	$(VARLIT) quickstart --out runs/demo --seed $(SEED) $(ARGS)
 
 test: $(READY) ## Every test that needs no GPU, but for test-soak
-	$(VENV)/bin/python -m pytest -q -m "not gpu and not soak" $(ARGS)
+	$(FAST_TESTS) $(ARGS) $(OR_NONE_OF_THEM)
+	$(SLOW_TESTS) $(ARGS) $(OR_NONE_OF_THEM)
 
 test-soak: $(READY) ## The longest tests: kills, restarts, thousands of files
 	$(VENV)/bin/python -m pytest -q -m soak $(ARGS)
@@ -77,7 +84,7 @@ check: $(READY) ## ruff, mypy, known vulnerabilities, the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VARLIT) doctor --audit --pins $(CONSTRAINTS)
-	$(VENV)/bin/python -m pytest -q -m "not slow and not gpu and not soak" $(ARGS)
+	$(FAST_TESTS) $(ARGS)
 
 soak: $(READY) ## The pipeline under random kills, for MINUTES=30
 	$(VENV)/bin/python -m tests.soak --minutes "$(MINUTES)" --seed "$(SEED)" $(ARGS)

@@ -262,6 +262,7 @@ def test_images_are_made_smaller_on_request_and_never_larger(tmp_path: Path) -> 
     assert images.read(2) == (tree / "2.jpg").read_bytes()
 
 
+@pytest.mark.slow
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     wds = pytest.importorskip("webdataset")
     packed(make_tree(tmp_path / "tree"), tmp_path / "out")

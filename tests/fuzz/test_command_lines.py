@@ -52,6 +52,7 @@ def check(words: list[str]) -> None:
 
 @settings(max_examples=5)
 @given(st.integers(0, 2**20))
+@pytest.mark.slow
 def test_a_changed_command_of_the_pages_is_run_or_refused(number: int) -> None:
     check_changed(number)
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from varlit.cli.main import _complain
 from varlit.cli.running import processes
+from varlit.cli.running.ending import end_at_once
 from varlit.data.loader import ResumableLoader
 from varlit.data.order import EpochBatchSampler
 from varlit.errors import UserError
@@ -94,4 +95,4 @@ if __name__ == "__main__":
         code = main()
     except UserError as error:
         code = _complain(str(error))
-    sys.exit(code)
+    end_at_once(code)

@@ -53,6 +53,7 @@ def assert_nothing_stays(command: Any, number: int, is_worker: bool = False) -> 
 
 @pytest.mark.parametrize("reader", ["main", "worker"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_killed_reader_leaves_no_program(start: Any, reader: str, number: int) -> None:
     assert_nothing_stays(start("-c", READING, reader), number, is_worker=reader == "worker")
 

@@ -30,13 +30,30 @@ class Dying:
         return {"id": torch.from_numpy(index.ids)}
 
 
-def death(number: int, name: str = "photos/{row}.jpg", num_workers: int = 2) -> str:
-    """Read in order until it kills the worker; return what is said of it."""
+def death(
+    number: int, name: str = "photos/{row}.jpg", num_workers: int = 2, missed: bool = False
+) -> str:
+    """Read in order until it kills the worker; return what is said of it.
+
+    Args:
+        number: The signal.
+        name: What a row is called.
+        num_workers: Worker processes.
+        missed: The queue sees the death before torch's handler of SIGCHLD does.
+    """
     loader = ResumableLoader(
         Dying(number, name), EpochBatchSampler(24, 4, shuffle=False), num_workers
     )
-    with pytest.raises(RuntimeError) as caught:
-        list(loader)
+    batches = iter(loader)
+    next(batches)
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        if missed:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with pytest.raises(RuntimeError, match="unexpectedly" if missed else None) as caught:
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
     loader._iterator = None
     said = explain_death(caught.value)
     assert said is not None, caught.value
@@ -58,6 +75,12 @@ def test_a_death_says_who_over_what_why_and_what_helps(number: int, cause: str, 
     assert cause in said
     assert cure in said
     assert "\n" not in said
+
+
+def test_a_death_that_the_handler_missed_is_explained_too() -> None:
+    said = death(signal.SIGSEGV, missed=True)
+    assert said.startswith("worker 1 of the data loader's 2 (process "), "row 13 is in batch 3"
+    assert " died while it read 'photos/13.jpg' (Segmentation fault): a decoder " in said
 
 
 def test_a_name_of_any_length_and_bytes_is_cut_and_escaped() -> None:

@@ -83,6 +83,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.slow
 def test_a_tar_that_leads_elsewhere_is_refused(kind: str, tmp_path: Path, outside: Path) -> None:
     pack(tmp_path / "x.tar.gz", HOSTILE[kind], outside)
     with pytest.raises(ValueError, match="its member '"):
@@ -139,6 +140,7 @@ def test_shards_are_read_in_place_and_never_unpacked(tmp_path: Path, outside: Pa
 @pytest.mark.parametrize(
     "name", ["../x.tar", "a/../../x.tar", "/etc/x.tar", "http://h/x.tar", "pipe://x", ".."]
 )
+@pytest.mark.slow
 def test_a_list_of_shards_names_files_below_its_folder_alone(name: str, tmp_path: Path) -> None:
     listed = {
         "format": "varlit shards",

@@ -47,6 +47,7 @@ def callback(hook: Any) -> dict[str, Any]:
     return {"trainer": {"callbacks": [{"class_path": name, "init_args": {"on_fit_start": hook}}]}}
 
 
+@pytest.mark.slow
 def test_a_class_of_elsewhere_is_not_imported(
     stranger: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_class_of_elsewhere_is_not_imported(
     assert f"{stranger}.data" not in sys.modules
 
 
+@pytest.mark.slow
 def test_it_is_not_imported_from_a_flag_either(stranger: str) -> None:
     for words in (
         ["--data", f"{stranger}.data.Mine"],
@@ -158,6 +160,7 @@ def test_known_classes_and_functions_pass(tmp_path: Path, monkeypatch: pytest.Mo
         assert fit({"trainer": {"callbacks": [{"class_path": path}]}}) == 0
 
 
+@pytest.mark.slow
 def test_who_is_trusted_is_imported_for_one_command(
     stranger: str, trap: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +202,7 @@ def test_a_class_where_anything_may_stand_is_not_built(stranger: str) -> None:
     assert f"{stranger}.data" not in sys.modules
 
 
+@pytest.mark.slow
 def test_configs_behind_addresses_are_not_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +297,7 @@ def test_variables_of_the_environment_are_not_told_to_a_file(
     assert fit({}, "--data.root", root) == 2
 
 
+@pytest.mark.slow
 def test_a_command_in_a_file_is_not_run(
     tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from varlit.callbacks.guard import Guard
-from varlit.cli.running.ending import end_connected
+from varlit.cli.running.ending import end_at_once
 from varlit.data.digits import DigitsDataModule
 from varlit.data.tokens.module import TokenDataModule
 from varlit.losses.tokenizer import TokenizerLossConfig
@@ -136,4 +136,4 @@ if __name__ == "__main__":
     train(folder, "term", tokenizer, term, DDPStrategy(timeout=limit), cache)
     train(folder, "ddp", transformer, embedding, DDPStrategy(timeout=limit), cache)
     train(folder, "fsdp", transformer, embedding, ShardedStrategy(timeout_s=LIMIT_S), cache)
-    end_connected(0)
+    end_at_once(0)

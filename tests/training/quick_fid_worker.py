@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from varlit.callbacks.fid import QuickFID
-from varlit.cli.running.ending import end_connected
+from varlit.cli.running.ending import end_at_once
 from varlit.data.tokens.module import TokenDataModule
 from varlit.metrics.networks import FeatureNetwork, Features, register_network
 from varlit.models.config import VARConfig
@@ -66,4 +66,4 @@ def main(cache: str, reference: str, num_devices: str, strategy: str) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     main(*sys.argv[1:5])
-    end_connected(0)
+    end_at_once(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from varlit.cli.running.ending import end_connected
+from varlit.cli.running.ending import end_at_once
 from varlit.data.tokens.module import TokenDataModule
 from varlit.models.config import VARConfig
 from varlit.training.optim import OptimConfig
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for job in json.loads(sys.argv[1]):
         train(**job)
-    end_connected(0)
+    end_at_once(0)

@@ -209,6 +209,7 @@ def die_at(number: int) -> None:
 
 
 @pytest.mark.parametrize("keep_last", [1, 2, 3])
+@pytest.mark.slow
 def test_a_process_killed_at_any_act_of_a_save_leaves_a_whole_checkpoint(
     tmp_path: Path, keep_last: int
 ) -> None:

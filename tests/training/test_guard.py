@@ -94,6 +94,7 @@ def last(module):
 
 @pytest.mark.parametrize("how", [broken_image, broken_gradient, broken_term])
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.slow
 def test_the_tokenizer_with_its_game_and_codes_skips_a_broken_step(
     make_tokenizer_module, make_trainer, digits, assert_same, how, accumulate
 ):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from varlit import __version__
+from varlit.cli.running.ending import end_at_once
 from varlit.disks import FULL, free_room
 from varlit.errors import UserError
 
@@ -85,7 +86,7 @@ DISK_ERRORS = {
 
 
 def command() -> int:
-    """Run `main` as a process of its own, and see to it that no library's thread spoils its end."""
+    """Run `main` as a process of its own, and see to it that no thread spoils its end."""
     code: list[int] = []
     atexit.register(_end, code)  # the first to be registered is the last to be called
     code.append(main())
@@ -146,10 +147,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _end(code: list[int]) -> None:
-    if code and "torch.distributed" in sys.modules:
-        from varlit.cli.running.ending import end_connected
-
-        end_connected(code[0])
+    if code and "torch" in sys.modules:
+        end_at_once(code[0])
 
 
 def _run(verb: str, argv: list[str]) -> int:

@@ -89,6 +89,7 @@ class ResumableLoader:
         epoch = self.sampler.epoch
         self._order.start = start
         step, batches, loaded = start, iter(self._batches), None
+        self._notes.processes = getattr(batches, "_workers", [])
         while True:
             began_s = time.perf_counter()
             loaded = next(batches, None)

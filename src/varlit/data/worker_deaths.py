@@ -10,8 +10,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
 import weakref
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 _DEATH = re.compile(
@@ -19,6 +21,8 @@ _DEATH = re.compile(
     r"(?:is killed by signal: ([^.]+)\.|exited unexpectedly with exit code (\d+))"
 )
 """torch's message; raised by its handler of SIGCHLD (torch/csrc/DataLoader.cpp)."""
+_MISSED = re.compile(r"DataLoader worker \(pid\(s\) (\d+)[^)]*\) exited unexpectedly")
+"""torch's message where its queue saw the death before the handler did: it does not say how."""
 _FULL = re.compile(r"unable to (?:mmap|write|open|resize|allocate).*</torch_\w+>")
 """torch's message where a worker cannot get shared memory for a batch."""
 
@@ -59,10 +63,14 @@ class WorkerNotes:
 
     Args:
         num_workers: Worker processes.
+
+    Attributes:
+        processes: The workers, where they were started by this process.
     """
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
+        self.processes: list[BaseProcess] = []
         self.pids: Any = multiprocessing.RawArray("q", num_workers)
         self.names: Any = multiprocessing.RawArray("c", NAME_BYTES * num_workers)
         _ALL.add(self)
@@ -73,6 +81,17 @@ class WorkerNotes:
         _mine = (self, worker)
         self.pids[worker] = os.getpid()
         self.write(worker, "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the processes, of which a worker knows nothing."""
+        return self.__dict__ | {"processes": []}
+
+    def how_it_ended(self, pid: int) -> str | None:
+        """Return how a worker ended, in the words of torch; None of one that is not known."""
+        for process in self.processes:
+            if process.pid == pid and (code := process.exitcode) is not None:
+                return f"exit code {code}" if code >= 0 else signal.strsignal(-code)
+        return None
 
     def write(self, worker: int, name: str) -> None:
         """Note what a worker reads next."""
@@ -105,6 +124,10 @@ def explain_death(error: BaseException) -> str | None:
     while cause is not None:
         if death := _DEATH.search(str(cause)):
             return _explain(int(death[1]), death[2] or f"exit code {death[3]}")
+        if missed := _MISSED.search(str(cause)):
+            pid = int(missed[1])
+            told = (notes.how_it_ended(pid) for notes in list(_ALL))
+            return _explain(pid, next(filter(None, told), "nothing says how"))
         if _FULL.search(str(cause)):
             return f"a worker of the data loader stopped: {_SHARED_MEMORY.cause}; " + (
                 _SHARED_MEMORY.cure

@@ -48,6 +48,7 @@ def needs_of(given: str, *words: str, num_devices: int = 1) -> Any:
     return estimate(found.stage, found.settings, num_devices)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_counted_by_the_policy() -> None:
     def number(**policy: Any) -> int:
         return count_checkpoints({"checkpoint": policy}, 10_000)
@@ -58,6 +59,7 @@ def test_checkpoints_are_counted_by_the_policy() -> None:
     assert number(keep_every_n_steps=1000) == 13
 
 
+@pytest.mark.slow
 def test_d16_takes_what_twelve_bytes_a_weight_take() -> None:
     needs = needs_of("d16")  # without an average: weights and AdamW's moments
     weights = 310_283_520
@@ -70,12 +72,14 @@ def test_d16_takes_what_twelve_bytes_a_weight_take() -> None:
     assert more == pytest.approx(1668 * 200 // 10_000, rel=0.02)
 
 
+@pytest.mark.slow
 def test_muon_has_one_moment_and_lora_few() -> None:
     plain = needs_of("d16").disk["checkpoints"]
     assert needs_of("d16", "--model.optim.optimizer", "muon").disk["checkpoints"] < 0.85 * plain
     assert needs_of("d16", "--model.lora.rank", "8").disk["checkpoints"] < 0.65 * plain
 
 
+@pytest.mark.slow
 def test_the_tokenizer_takes_the_cache_too() -> None:
     needs = needs_of("imagenet256")
     one = needs_of("imagenet256", "--cache.num_crops", "1")
@@ -86,6 +90,7 @@ def test_the_tokenizer_takes_the_cache_too() -> None:
     assert needs.shared_bytes == 12 * 2 * 768 * 3 * 256**2 * 4
 
 
+@pytest.mark.slow
 def test_images_of_a_folder_are_counted(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -98,6 +103,7 @@ def test_images_of_a_folder_are_counted(tmp_path: Path) -> None:
     assert cache - one == 6 * sum(side**2 for side in scales) * 2 * 10
 
 
+@pytest.mark.slow
 def test_devices_parts_and_shards_share_a_step() -> None:
     whole, eighth = needs_of("d16").memory, needs_of("d16", num_devices=8).memory
     assert (whole.num_images, eighth.num_images) == (768, 96)
@@ -109,12 +115,14 @@ def test_devices_parts_and_shards_share_a_step() -> None:
     assert sharded.is_sharded
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_network_lies_in_the_ram() -> None:
     needs = needs_of("d16")
     assert ram_needed(needs, True).needed > needs.memory.needed
     assert ram_needed(needs, False).needed < 2 * GIB
 
 
+@pytest.mark.slow
 def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cards", lambda: [machine.Card("x", 1)] * 3)
     counts = [count_devices(Placement("gpu", d, "")) for d in (2, "4", [0, 1], -1, "auto")]
@@ -126,6 +134,7 @@ def verdicts(findings: Any) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("roomy")
+@pytest.mark.slow
 def test_a_machine_that_lacks_nothing_is_ok(tmp_path: Path) -> None:
     # d16 wants 768 images on two cards: more than fit at once, unless in parts.
     needs = needs_of("d16", "--trainer.accumulate_grad_batches", "16", num_devices=2)
@@ -151,6 +160,7 @@ def test_a_machine_that_lacks_nothing_is_ok(tmp_path: Path) -> None:
         ("try_writing", lambda place: machine.Writing(place, "is full", None), "writing"),
     ],
 )
+@pytest.mark.slow
 def test_each_lack_is_found(
     name: str, value: Any, subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +170,7 @@ def test_each_lack_is_found(
 
 
 @pytest.mark.usefixtures("roomy")
+@pytest.mark.slow
 def test_workers_and_their_batches_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +182,7 @@ def test_workers_and_their_batches_are_compared(
 
 
 @pytest.mark.usefixtures("roomy")
+@pytest.mark.slow
 def test_a_run_that_would_go_on_and_a_wrong_clock_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +195,7 @@ def test_a_run_that_would_go_on_and_a_wrong_clock_are_told(
     assert "gpu memory" not in found
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_that_of_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["doctor", "-c", "tokenizer/digits", "--gpus", "0", "--data.num_workers", "0"]
     assert command_line.main(words) == 0
@@ -193,6 +206,7 @@ def test_the_exit_code_is_that_of_a_fix(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.usefixtures("roomy")
+@pytest.mark.slow
 def test_checkpoints_elsewhere_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,12 +231,14 @@ def test_checkpoints_elsewhere_are_looked_at(
     assert "checkpoints " not in rooms[1][1], "counted once, on the disk where they go"
 
 
+@pytest.mark.slow
 def test_on_one_disk_checkpoints_elsewhere_share_its_room(tmp_path: Path) -> None:
     found = list(compare(needs_of("var/digits"), GPU, tmp_path / "run", tmp_path / "apart"))
     [room] = [text for _, subject, text in found if subject == "room"]
     assert "checkpoints" in room
 
 
+@pytest.mark.slow
 def test_the_folder_of_checkpoints_is_that_of_the_settings(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -240,6 +256,7 @@ def test_the_folder_of_checkpoints_is_that_of_the_settings(
         (["--pare"], "did you mean `--pair`"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_are_answered(
     words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +264,7 @@ def test_mistakes_are_answered(
     assert hint in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_gpus_than_there_are_is_to_mend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +276,7 @@ def test_more_gpus_than_there_are_is_to_mend(
     assert "fix   devices      --gpus 8, but this machine has 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_asked_for_gpus_where_there_are_none_is_a_warning() -> None:
     placement = Placement("cpu", 1, "32-true", "no GPU found")
     assert doctor_recipe._told(placement, "8")[0] == "warn"

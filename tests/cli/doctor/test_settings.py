@@ -72,6 +72,7 @@ def test_the_flags_of_the_doctor_are_those_of_fit() -> None:
         ("var/bad.yaml", "model: "),
     ],
 )
+@pytest.mark.slow
 def test_what_fit_refuses_is_to_mend(
     line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

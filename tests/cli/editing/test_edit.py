@@ -101,6 +101,7 @@ def test_photo_and_mask_are_not_written_over(runs: Path, photo: Path, tmp_path: 
     assert run(*words[:-4], "--variants", 1, *each) == 0
 
 
+@pytest.mark.slow
 def test_warnings_are_one_line_without_source(runs: Path, photo: Path, tmp_path: Path):
     words = ["edit", "var", photo, "--root", runs, "--box", "0,0,1,1", "--variants", "1"]
     done = subprocess.run(

@@ -87,6 +87,7 @@ def replace_by_a_folder(path: Path) -> None:
         (Path.unlink, "missing"),
     ],
 )
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_one_before_to_the_same_bits(
     folder: Path,
     damage: Callable[[Path], None],
