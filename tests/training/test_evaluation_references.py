@@ -173,6 +173,7 @@ import sys, torch
 from torch import distributed
 from varlit.metrics.networks import FeatureNetwork
 from varlit.training.evaluation_config import EvaluationConfig
+from varlit.cli.running.ending import end_at_once
 from varlit.training.evaluation_references import open_references
 
 class Means(torch.nn.Module):
@@ -189,6 +190,7 @@ for place in places:
         print(found.source_hash, found.pool.count, flush=True)
     except Exception as error:
         print(type(error).__name__, error, flush=True)
+end_at_once(0)
 """
 
 
