@@ -83,6 +83,13 @@ def test_a_death_that_the_handler_missed_is_explained_too() -> None:
     assert " died while it read 'photos/13.jpg' (Segmentation fault): a decoder " in said
 
 
+def test_a_cause_that_says_how_is_heard_before_the_queue_that_does_not() -> None:
+    error = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
+    assert "(process 12) died (nothing says how): " in (explain_death(error) or "")
+    error.__cause__ = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+    assert "(process 12) died (Killed): " in (explain_death(error) or "")
+
+
 def test_a_name_of_any_length_and_bytes_is_cut_and_escaped() -> None:
     notes = WorkerNotes(2)
     notes.write(0, "\udcff" + "x" * 2 * NAME_BYTES)

@@ -120,20 +120,21 @@ def note_reading(name: str) -> None:
 
 def explain_death(error: BaseException) -> str | None:
     """Say in a line which worker died, over what, why and what helps; None if none has died."""
+    missed: re.Match[str] | None = None
     cause: BaseException | None = error
     while cause is not None:
         if death := _DEATH.search(str(cause)):
             return _explain(int(death[1]), death[2] or f"exit code {death[3]}")
-        if missed := _MISSED.search(str(cause)):
-            pid = int(missed[1])
-            told = (notes.how_it_ended(pid) for notes in list(_ALL))
-            return _explain(pid, next(filter(None, told), "nothing says how"))
         if _FULL.search(str(cause)):
             return f"a worker of the data loader stopped: {_SHARED_MEMORY.cause}; " + (
                 _SHARED_MEMORY.cure
             )
+        missed = missed or _MISSED.search(str(cause))
         cause = cause.__cause__ or cause.__context__
-    return None
+    if missed is None:
+        return None
+    told = (notes.how_it_ended(int(missed[1])) for notes in list(_ALL))
+    return _explain(int(missed[1]), next(filter(None, told), "nothing says how"))
 
 
 def _explain(pid: int, how: str) -> str:
