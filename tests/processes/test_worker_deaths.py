@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from varlit.cli import main as command_line
 from varlit.data.loader import ResumableLoader
@@ -44,17 +45,16 @@ def death(
     loader = ResumableLoader(
         Dying(number, name), EpochBatchSampler(24, 4, shuffle=False), num_workers
     )
-    batches = iter(loader)
-    next(batches)
+    signal_handling._set_SIGCHLD_handler()  # done once a process, and not again under SIG_DFL
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         if missed:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with pytest.raises(RuntimeError, match="unexpectedly" if missed else None) as caught:
-            list(batches)
+            list(loader)
+        loader._iterator = None  # the handler would speak of the dead one again as the other ends
     finally:
         signal.signal(signal.SIGCHLD, handler)
-    loader._iterator = None
     said = explain_death(caught.value)
     assert said is not None, caught.value
     return said
